@@ -1,0 +1,27 @@
+# Each target is one line of real work; `bootstrap` is quick when nothing changed.
+SHELL := /bin/bash
+RUN := .venv/bin/python
+.PHONY: bootstrap demo up down status test check bench soak proto clean
+
+bootstrap:
+	@scripts/bootstrap
+demo: bootstrap
+	$(RUN) -m deploy.local.demo
+up: bootstrap
+	$(RUN) -m deploy.local up
+down: bootstrap
+	$(RUN) -m deploy.local down
+status: bootstrap
+	$(RUN) -m deploy.local status
+test: bootstrap
+	$(RUN) -m pytest $(PYTEST_ARGS)
+check: bootstrap
+	scripts/check
+bench: bootstrap
+	$(RUN) -m bench
+soak: bootstrap
+	$(RUN) -m bench.soak
+proto: bootstrap
+	scripts/generate-protos
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
