@@ -1,0 +1,1 @@
+"""The servers: one package a service, and the kit they share."""

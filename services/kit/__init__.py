@@ -1,0 +1,1 @@
+"""Tools that every service stands on; knows no service."""
