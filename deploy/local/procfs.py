@@ -1,0 +1,51 @@
+"""What the kernel knows about processes, read from /proc (the stack runs on Linux only)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """One live process: ids and its start time in clock ticks since boot."""
+
+    pid: int
+    session: int
+    start_ticks: int
+
+
+def boot_id() -> str:
+    """An id that changes at every boot, so that pids of an earlier boot are not believed."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def inspect(pid: int) -> ProcessInfo | None:
+    """Return the live process with this pid; None when it is gone or only a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The command name may hold spaces and parentheses: fields are counted after the last ")".
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return ProcessInfo(pid, session=int(fields[3]), start_ticks=int(fields[19]))
+
+
+def members(session: int) -> Iterator[ProcessInfo]:
+    """Yield the live processes of a session."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (info := inspect(int(entry))) and info.session == session:
+            yield info
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Signal a process; one that is already gone is no error."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

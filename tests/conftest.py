@@ -1,0 +1,18 @@
+"""What all tests share: the fixtures of the real parts, and the order from fast to slow."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["tests.fixtures.parts"]
+
+_ORDER = ("unit", "contract", "service", "e2e", "robustness")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the fast tests first, so that a plain mistake shows before a stack is started."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(_ORDER) if name in item.path.parts), len(_ORDER))
+
+    items.sort(key=rank)
