@@ -59,7 +59,8 @@ def decode(wire: str) -> bytes:
     except UnicodeEncodeError:
         raise PathError(
             "NOT_UNICODE",
-            f"name {_shown(wire)} holds a lone surrogate; send bytes that are not UTF-8 as U+10FE00+byte",
+            f"name {_shown(wire)} holds a lone surrogate;"
+            " send a byte that is not UTF-8 as U+10FE00+byte",
         ) from None
     if not wire.isprintable() and _ESCAPED.search(wire):
         name = _unescape(wire)
