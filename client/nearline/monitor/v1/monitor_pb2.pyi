@@ -1164,7 +1164,7 @@ class WorkRequest(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
-    class Return(_message.Message):
+    class HandBack(_message.Message):
         """The task is handed back untouched, because the worker drains; not a failed attempt."""
 
         DESCRIPTOR: _descriptor.Descriptor
@@ -1192,7 +1192,7 @@ class WorkRequest(_message.Message):
     COMPLETE_FIELD_NUMBER: _builtins.int
     DEFER_FIELD_NUMBER: _builtins.int
     FAIL_FIELD_NUMBER: _builtins.int
-    RETURN_FIELD_NUMBER: _builtins.int
+    HAND_BACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___WorkRequest.Hello:
         """First message only."""
@@ -1221,6 +1221,10 @@ class WorkRequest(_message.Message):
     def fail(self) -> Global___WorkRequest.Fail:
         """Failed."""
 
+    @_builtins.property
+    def hand_back(self) -> Global___WorkRequest.HandBack:
+        """Handed back."""
+
     def __init__(
         self,
         *,
@@ -1231,12 +1235,13 @@ class WorkRequest(_message.Message):
         complete: Global___WorkRequest.Complete | None = ...,
         defer: Global___WorkRequest.Defer | None = ...,
         fail: Global___WorkRequest.Fail | None = ...,
+        hand_back: Global___WorkRequest.HandBack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "credit", b"credit", "defer", b"defer", "fail", b"fail", "failures", b"failures", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "return", b"return"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "credit", b"credit", "defer", b"defer", "fail", b"fail", "failures", b"failures", "hand_back", b"hand_back", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "credit", b"credit", "defer", b"defer", "fail", b"fail", "failures", b"failures", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "return", b"return"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "credit", b"credit", "defer", b"defer", "fail", b"fail", "failures", b"failures", "hand_back", b"hand_back", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credit", "heartbeat", "failures", "complete", "defer", "fail", "return"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "credit", "heartbeat", "failures", "complete", "defer", "fail", "hand_back"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -1356,7 +1361,7 @@ class WorkResponse(_message.Message):
 
     @_typing.final
     class Ack(_message.Message):
-        """A Complete, Defer, Fail, Return or Failures is durable, or came too late."""
+        """A Complete, Defer, Fail, HandBack or Failures is durable, or came too late."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
