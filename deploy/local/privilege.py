@@ -1,7 +1,7 @@
 """Running a server as an unprivileged user when the stack is started by root.
 
-Neither users are made nor directories opened: the server gets an existing unprivileged user and, when
-a directory above its files is closed to that user, the one capability to pass through it.
+Neither users are made nor directories opened: the server gets an existing unprivileged user and,
+when a directory above its files is closed to that user, the one capability to pass through it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ class Watchdog:
             [sys.executable, "-m", "deploy.local.watchdog", str(directory)],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
 
