@@ -90,7 +90,10 @@ class ServerConfig(Section, frozen=True):
     max_concurrent_rpcs: Count = 1000
     """More than these at once are refused with RESOURCE_EXHAUSTED."""
     peers: dict[str, list[str]] = {}
-    """Common name in a peer's certificate → RPCs it may call: ``/pkg.Service/Method`` or ``/…/*``."""
+    """Common name in a peer's certificate → RPCs it may call.
+
+    An RPC is ``/package.Service/Method``, or ``/package.Service/*`` for all of a service's.
+    """
 
     def __post_init__(self) -> None:
         for address in (self.listen, self.ops_listen, self.metrics_listen):
