@@ -7,7 +7,7 @@ with :func:`load`. Relative paths are relative to the file they stand in; secret
 import re
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -64,6 +64,14 @@ class SecretFile:
         return secret
 
 
+class TlsFiles(NamedTuple):
+    """Certificate chain, private key and authorities in PEM."""
+
+    cert: bytes
+    key: bytes
+    ca: bytes
+
+
 class TlsConfig(Section, frozen=True):
     """Files of one end of a TLS connection, in PEM."""
 
@@ -73,6 +81,14 @@ class TlsConfig(Section, frozen=True):
     """The certificate's private key."""
     ca: Path
     """Certificates of the authorities that the other end's certificate must come from."""
+
+    def read(self) -> TlsFiles:
+        """The files' contents; ConfigError when one cannot be read."""
+        return TlsFiles(
+            cert=_read(self.cert, "certificate"),
+            key=self.key.read().encode(),
+            ca=_read(self.ca, "certificate authority"),
+        )
 
 
 class ServerConfig(Section, frozen=True):
@@ -139,13 +155,7 @@ class LogConfig(Section, frozen=True):
 def load(cls: type[T], path: Path | str) -> T:
     """Read the TOML file ``path`` into ``cls``; ConfigError names the key and what is wrong."""
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration file {path}: {error.strerror}; name an existing file"
-        ) from error
-    return loads(cls, data, path)
+    return loads(cls, _read(path, "configuration"), path)
 
 
 def loads(cls: type[T], data: bytes | str, path: Path) -> T:
@@ -168,6 +178,15 @@ def parse_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r} is not host:port, such as 127.0.0.1:7000 or [::1]:7000")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the {what} file {path}: {error.strerror}; name a file that exists"
+        ) from error
 
 
 def _check_rpc_pattern(peer: str, rpc: str) -> None:
