@@ -1,0 +1,1 @@
+"""A real XRootD server with a simulated tape library behind it."""

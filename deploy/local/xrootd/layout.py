@@ -1,0 +1,60 @@
+"""Where the files of a rig are, and what its server exports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+EXPORT = "/tape"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files below the directory of one rig."""
+
+    directory: Path
+
+    @property
+    def run(self) -> Path:
+        """Sockets, pipes and pid files of the running server."""
+        return self.directory / "run"
+
+    @property
+    def data(self) -> Path:
+        """The buffer, the tape and the ledger: all that must survive."""
+        return self.directory / "data"
+
+    @property
+    def config(self) -> Path:
+        """The configuration of xrootd."""
+        return self.directory / "xrootd.cfg"
+
+    @property
+    def settings(self) -> Path:
+        """The library's settings."""
+        return self.directory / "library.json"
+
+    @property
+    def events(self) -> Path:
+        """The pipe by which xrootd tells what happened to files."""
+        return self.run / "events"
+
+    @property
+    def plugin(self) -> Path:
+        """The compiled plug-in."""
+        return self.directory / "libNearlineTape.so"
+
+    @property
+    def server_keytab(self) -> Path:
+        """The shared secret as the server reads it."""
+        return self.directory / "server.keytab"
+
+    @property
+    def client_keytab(self) -> Path:
+        """The same for clients, readable by who started the rig."""
+        return self.directory / "client.keytab"
+
+    @property
+    def authorization(self) -> Path:
+        """Who may do what below the export."""
+        return self.directory / "authorization"

@@ -1,0 +1,1 @@
+"""The simulated tape library: the disk buffer of xrootd, a tape and a drive between."""
