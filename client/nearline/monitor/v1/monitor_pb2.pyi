@@ -997,12 +997,15 @@ class WorkRequest(_message.Message):
 
     @_typing.final
     class Failures(_message.Message):
-        """Files that failed for good. They count when the task completes; those of an attempt that did not complete are dropped."""
+        """Files that failed for good. They count when the task completes or is put off; those of an attempt that did neither are dropped."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
         LEASE_FIELD_NUMBER: _builtins.int
         FAILURES_FIELD_NUMBER: _builtins.int
+        FIRST_FIELD_NUMBER: _builtins.int
+        first: _builtins.int
+        """How many failures of this lease were sent before these; a batch that is sent again is known by it."""
         @_builtins.property
         def lease(self) -> Global___Lease:
             """The lease."""
@@ -1016,10 +1019,11 @@ class WorkRequest(_message.Message):
             *,
             lease: Global___Lease | None = ...,
             failures: _abc.Iterable[_transaction_pb2.Failure] | None = ...,
+            first: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "lease", b"lease"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "first", b"first", "lease", b"lease"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1046,7 +1050,7 @@ class WorkRequest(_message.Message):
         bytes_done: _builtins.int
         """Bytes served."""
         files_failed: _builtins.int
-        """Files failed with this task, whose Failures were sent before; for checking."""
+        """Files failed with this lease, whose Failures were sent before; for checking."""
         @_builtins.property
         def lease(self) -> Global___Lease:
             """The lease."""
@@ -1088,10 +1092,13 @@ class WorkRequest(_message.Message):
         PAYLOAD_FIELD_NUMBER: _builtins.int
         WAITING_FOR_FIELD_NUMBER: _builtins.int
         FOLLOW_UPS_FIELD_NUMBER: _builtins.int
+        FILES_FAILED_FIELD_NUMBER: _builtins.int
         payload: _builtins.bytes
         """Replaces the payload; empty: as it was."""
         waiting_for: _builtins.str
         """What it waits for, in words."""
+        files_failed: _builtins.int
+        """Files failed with this lease, whose Failures were sent before; for checking."""
         @_builtins.property
         def lease(self) -> Global___Lease:
             """The lease."""
@@ -1112,10 +1119,11 @@ class WorkRequest(_message.Message):
             payload: _builtins.bytes = ...,
             waiting_for: _builtins.str = ...,
             follow_ups: _abc.Iterable[Global___NewTask] | None = ...,
+            files_failed: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "lease", b"lease"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "follow_ups", b"follow_ups", "lease", b"lease", "payload", b"payload", "waiting_for", b"waiting_for"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "files_failed", b"files_failed", "follow_ups", b"follow_ups", "lease", b"lease", "payload", b"payload", "waiting_for", b"waiting_for"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1361,7 +1369,7 @@ class WorkResponse(_message.Message):
 
     @_typing.final
     class Ack(_message.Message):
-        """A Complete, Defer, Fail, HandBack or Failures is durable, or came too late."""
+        """A Complete, Defer, Fail, HandBack or Failures is durable, or came too late. Those of one lease are answered in their order."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
