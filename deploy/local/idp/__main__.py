@@ -12,8 +12,9 @@ from pathlib import Path
 from werkzeug.serving import make_server
 
 from deploy.local.idp.app import create_app
-from deploy.local.idp.config import ConfigError, load_config
+from deploy.local.idp.config import load_config
 from deploy.local.idp.pages import WARNING
+from services.kit.config import ConfigError
 
 log = logging.getLogger("nearline.idp")
 
@@ -21,7 +22,7 @@ log = logging.getLogger("nearline.idp")
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns 2 when the configuration is bad."""
     parser = argparse.ArgumentParser(prog="python -m deploy.local.idp", description=WARNING)
-    parser.add_argument("--config", type=Path, required=True, help="TOML or JSON file")
+    parser.add_argument("--config", type=Path, required=True, help="TOML file")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:

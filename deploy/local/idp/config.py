@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-T = TypeVar("T")
+from services.kit.config import ConfigError, Section, load
 
 DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 USER_GRANTS = ("authorization_code", DEVICE_CODE, "password", "refresh_token")
 
 
-class ConfigError(ValueError):
-    """The configuration or the users file cannot be used; the text says what to change."""
+class ClientConfig(Section, frozen=True):
+    """An OAuth client. Without `secret_file` it is public and authenticates by PKCE alone.
 
-
-class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An OAuth client. Without `secret_file` it is public and authenticates by PKCE alone."""
+    The secret is made at the first start when the file does not exist.
+    """
 
     id: str
     grants: tuple[str, ...] = USER_GRANTS
@@ -29,29 +27,29 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     may_introspect: bool = False
 
 
-class IdpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `--config` holds. Lifetimes are in seconds; relative paths start at the config file."""
+class IdpConfig(Section, frozen=True):
+    """What `--config` (TOML) holds. Lifetimes are in seconds."""
 
     issuer: str
     users_file: Path
-    #: Signing keys, secrets and the token database: all that must survive a restart.
     key_directory: Path
-    #: Default: the port in `issuer`.
+    """Signing keys, secrets and the token database: all that must survive a restart."""
     port: int | None = None
+    """Default: the port in `issuer`."""
     audience: str = "nearline"
     access_token_seconds: int = 900
     refresh_token_seconds: int = 30 * 86_400
     device_code_seconds: int = 600
     device_poll_seconds: int = 1
-    #: Default: `nlds` (public, JWT), `nlds-opaque` (public, opaque), `gateway` (introspects).
     clients: tuple[ClientConfig, ...] = ()
+    """Default: `nlds` (public, JWT), `nlds-opaque` (public, opaque), `gateway` (introspects)."""
 
     @property
     def listen_port(self) -> int:
         return self.port or urlsplit(self.issuer).port or 80
 
     def resolved_clients(self) -> tuple[ClientConfig, ...]:
-        """The configured clients, or the defaults, with secret paths made absolute."""
+        """The configured clients, or the defaults, whose secrets stand in the key directory."""
         clients = self.clients or DEFAULT_CLIENTS
         return tuple(
             msgspec.structs.replace(c, secret_file=self.key_directory / c.secret_file)
@@ -73,48 +71,18 @@ DEFAULT_CLIENTS = (
 )
 
 
-def decode_file(path: Path, kind: type[T]) -> T:
-    """Read a TOML (`.toml`) or JSON file into `kind`.
-
-    Raises ConfigError naming the file and the first field that is wrong.
-    """
-    decode = msgspec.toml.decode if path.suffix == ".toml" else msgspec.json.decode
-    try:
-        return decode(path.read_bytes(), type=kind, dec_hook=_to_path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _to_path(kind: type[Any], value: Any) -> Any:
-    """Let msgspec read the paths; it knows every other type here by itself."""
-    return kind(value) if kind is Path and isinstance(value, str) else value
-
-
 def load_config(path: Path) -> IdpConfig:
     """Read and check the configuration; raises ConfigError."""
-    raw = decode_file(path, IdpConfig)
-    check_issuer(raw.issuer)
-    base = path.resolve().parent
-    return msgspec.structs.replace(
-        raw, users_file=base / raw.users_file, key_directory=base / raw.key_directory
-    )
+    config = load(IdpConfig, path)
+    check_issuer(config.issuer)
+    return config
 
 
 def check_issuer(issuer: str) -> None:
     """Refuse an issuer that is not plain http on loopback: no network may reach this provider."""
     parts = urlsplit(issuer)
-    if parts.scheme != "http" or parts.path or not is_loopback(parts.hostname):
+    if parts.scheme != "http" or parts.path or parts.hostname != "127.0.0.1":
         raise ConfigError(
             f"issuer {issuer!r}: must be http://127.0.0.1:PORT without a path,"
             " because this provider is for development on one machine only"
         )
-
-
-def is_loopback(host: str | None) -> bool:
-    """Whether `host` is a loopback address (names are not resolved; `localhost` is not taken)."""
-    try:
-        return host is not None and ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

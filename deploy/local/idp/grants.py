@@ -25,10 +25,11 @@ from authlib.oauth2.rfc9068 import JWTBearerTokenGenerator
 from joserfc.jwk import KeySet
 
 from deploy.local import files
-from deploy.local.idp.config import ClientConfig, is_loopback
+from deploy.local.idp.config import ClientConfig
 from deploy.local.idp.keys import ALGORITHM
 from deploy.local.idp.store import AuthorizationCode, Kind, StoredToken, digest
 from deploy.local.idp.users import User
+from nearline_client.urls import is_loopback_host
 
 if TYPE_CHECKING:
     from deploy.local.idp.app import Provider
@@ -58,7 +59,7 @@ class Client(ClientMixin):
 
     def check_redirect_uri(self, redirect_uri: str) -> bool:
         parts = urlsplit(redirect_uri)
-        return parts.scheme == "http" and is_loopback(parts.hostname) and not parts.fragment
+        return parts.scheme == "http" and is_loopback_host(parts.hostname) and not parts.fragment
 
     def check_client_secret(self, client_secret: str) -> bool:
         return self._secret is not None and secrets.compare_digest(self._secret, client_secret)

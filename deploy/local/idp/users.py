@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from deploy.local.files import write_atomic
-from deploy.local.idp.config import ConfigError, decode_file
+from services.kit.config import ConfigError
 
 Role = Literal["USER", "DEPUTY", "MANAGER"]
 
@@ -74,7 +74,7 @@ def write_users(path: Path, users: tuple[User, ...]) -> None:
 
 def load_users(path: Path) -> dict[str, User]:
     """Read the users file, by name. Raises ConfigError for a bad file, twins and half POSIX ids."""
-    users = decode_file(path, UsersFile).users
+    users = _decode(path).users
     by_name = {user.name: user for user in users}
     if len(by_name) != len(users):
         raise ConfigError(f"{path}: two users have the same name")
@@ -82,3 +82,12 @@ def load_users(path: Path) -> dict[str, User]:
         if (user.uid is None) != (user.gid is None):
             raise ConfigError(f"{path}: user {user.name!r} needs both uid and gid, or neither")
     return by_name
+
+
+def _decode(path: Path) -> UsersFile:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=UsersFile)
+    except OSError as error:
+        raise ConfigError(f"cannot read the users file {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: {error}; write it with write_users()") from error
