@@ -316,6 +316,30 @@ class GetOptions(_message.Message):
 Global___GetOptions: _TypeAlias = GetOptions  # noqa: Y015
 
 @_typing.final
+class ScanTask(_message.Message):
+    """Payload of a SCAN that goes on with directories another one found; a SCAN without it walks its chunk of paths."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def directories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Directories to walk, themselves registered already, in the name encoding of ADR 0001."""
+
+    def __init__(
+        self,
+        *,
+        directories: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directories", b"directories"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanTask: _TypeAlias = ScanTask  # noqa: Y015
+
+@_typing.final
 class FilesTask(_message.Message):
     """Payload of UPLOAD and DOWNLOAD, and of RESOLVE when it follows a lost cache copy."""
 
