@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.parts"]
+pytest_plugins = ["tests.fixtures.parts", "tests.fixtures.idp"]
 
 _ORDER = ("unit", "contract", "service", "e2e", "robustness")
 
