@@ -1,0 +1,128 @@
+"""Packs: many small files in one TAR blob, built in memory and written as one object."""
+
+import hashlib
+from dataclasses import dataclass
+
+from nearline.type.v1 import storage_pb2
+from nearline_client import names
+from services.kit import paxtar
+from services.kit.catalogclient import Blob, CatalogClient, Member
+from services.kit.objectstore import ObjectStore
+
+Attributes = storage_pb2.Attributes
+
+_TYPES = {
+    Attributes.FILE: paxtar.MemberType.FILE,
+    Attributes.DIRECTORY: paxtar.MemberType.DIRECTORY,
+    Attributes.SYMLINK: paxtar.MemberType.SYMLINK,
+}
+END = bytes(1024)
+"""The two zero blocks that end a tar."""
+
+
+def tar_member(path: str, attributes: Attributes) -> paxtar.Member:
+    """The tar member of a file: ``path`` and link target in wire form, size from attributes."""
+    return paxtar.Member(
+        name=names.decode(path).strip(b"/"),
+        type=_TYPES[attributes.type],
+        size=attributes.size,
+        mode=attributes.mode,
+        uid=attributes.uid,
+        gid=attributes.gid,
+        mtime_ns=attributes.mtime_ns,
+        link=names.decode(attributes.link_target),
+        xattrs={names.decode(key): value for key, value in attributes.xattrs.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What became of a blob: members that have this copy now, and those that differ."""
+
+    blob_id: int
+    mismatched: frozenset[int]
+
+
+class Pack:
+    """A tar that fills up in memory; ``capacity`` bytes are the size at which it is full."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._data = bytearray()
+        self._members: list[Member] = []
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def members(self) -> list[Member]:
+        """What was added so far, in order."""
+        return self._members
+
+    def fits(self, size: int) -> bool:
+        """Whether another file of ``size`` bytes leaves the pack within its capacity."""
+        return not self._members or len(self._data) + size + 1024 <= self._capacity
+
+    def add(
+        self, file_id: int, path: str, attributes: Attributes, content: bytes, *, new: bool
+    ) -> Member:
+        """Append a file; ``new`` (a PUT): its attributes and digest become the file's."""
+        self._data += paxtar.member_header(tar_member(path, attributes))
+        offset = len(self._data)
+        self._data += content
+        self._data += paxtar.padding(len(content))
+        return self._append(file_id, offset, attributes, digest_of(attributes, content), new=new)
+
+    def link(self, file_id: int, path: str, attributes: Attributes, first: Member, to: str) -> None:
+        """Append another name of the inode whose content is ``first``, stored under ``to``."""
+        member = paxtar.Member(
+            name=names.decode(path).strip(b"/"),
+            type=paxtar.MemberType.HARDLINK,
+            link=names.decode(to).strip(b"/"),
+            mode=attributes.mode,
+            uid=attributes.uid,
+            gid=attributes.gid,
+            mtime_ns=attributes.mtime_ns,
+        )
+        self._data += paxtar.member_header(member)
+        self._append(file_id, first.offset, attributes, first.digest, new=True)
+
+    def store(self, catalog: CatalogClient, cache: ObjectStore, holding_id: int) -> Placed:
+        """Write the pack as one verified object and record it; the pack is empty afterwards."""
+        blob = catalog.allocate(holding_id, Blob.CACHE, Blob.TAR)
+        self._data += END
+        cache.put(blob.key, self._data)
+        placed = record(catalog, cache, blob, self._members, len(self._data))
+        self._data, self._members = bytearray(), []
+        return placed
+
+    def _append(
+        self, file_id: int, offset: int, attributes: Attributes, digest: bytes, *, new: bool
+    ) -> Member:
+        member = Member(
+            file_id=file_id,
+            offset=offset,
+            length=attributes.size,
+            digest=digest,
+            attributes=attributes if new else None,
+        )
+        self._members.append(member)
+        return member
+
+
+def digest_of(attributes: Attributes, content: bytes) -> bytes:
+    """SHA-256 of a file's content; empty for what has none."""
+    if attributes.type != Attributes.FILE:
+        return b""
+    return hashlib.sha256(content).digest()
+
+
+def record(
+    catalog: CatalogClient, cache: ObjectStore, blob: Blob, members: list[Member], size: int
+) -> Placed:
+    """Make a cache blob known. One that nothing refers to (a repeat was faster) is removed."""
+    answer = catalog.record(blob.id, members, size=size, state=Blob.STORED)
+    if answer.unused:
+        cache.delete_many([blob.key])
+        catalog.set_states([blob.id], Blob.REMOVED)
+    return Placed(blob.id, frozenset(answer.mismatched_file_ids))
