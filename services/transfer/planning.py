@@ -1,0 +1,165 @@
+"""How files are dealt out to tasks: pure rules over numbers and sizes."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from nearline.monitor.v1 import monitor_pb2 as ledger
+from nearline.type.v1 import storage_pb2, task_pb2
+from services.kit import spans
+from services.kit.jobs import new_task
+
+Blob = storage_pb2.Blob
+Attributes = storage_pb2.Attributes
+
+# Costs in seconds of work, for the fair order: what one process moves here, roughly.
+_FILES_PER_SECOND = 2000
+_BYTES_PER_SECOND = 200 << 20
+
+MOST_BLOBS = 1000
+"""Tape blobs in one bulk prepare."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    numbers: list[int] = field(default_factory=list)
+    bytes: int = 0
+
+
+class Batches:
+    """Collects files into tasks of at most so many files and bytes; a larger file is one alone."""
+
+    def __init__(
+        self, kind: task_pb2.Task.Kind.ValueType, *, most_files: int, most_bytes: int
+    ) -> None:
+        self._kind = kind
+        self._most_files = most_files
+        self._most_bytes = most_bytes
+        self._batch = _Batch()
+        self._tasks: list[ledger.NewTask] = []
+
+    def add(self, number: int, size: int) -> None:
+        """Put a file of ``size`` bytes into the current task, or the next if it is full."""
+        full = len(self._batch.numbers) >= self._most_files
+        if full or self._batch.bytes + size > self._most_bytes:
+            self._close()
+        self._batch.numbers.append(number)
+        self._batch.bytes += size
+
+    def tasks(self) -> list[ledger.NewTask]:
+        """All tasks, the unfilled one included."""
+        self._close()
+        return self._tasks
+
+    def _close(self) -> None:
+        batch, self._batch = self._batch, _Batch()
+        if batch.numbers:
+            payload = task_pb2.FilesTask(files=spans.to_ranges(batch.numbers), bytes=batch.bytes)
+            self._tasks.append(
+                new_task(self._kind, payload, cost=cost(len(batch.numbers), batch.bytes))
+            )
+
+
+class UploadPlan:
+    """Which UPLOAD tasks the files of a scan become: packs of small files, large ones apart."""
+
+    def __init__(self, *, threshold: int, pack_bytes: int, pack_files: int) -> None:
+        self._threshold = threshold
+        kind = task_pb2.Task.UPLOAD
+        self._small = Batches(kind, most_files=pack_files, most_bytes=pack_bytes)
+        self._large = Batches(kind, most_files=pack_files, most_bytes=8 * pack_bytes)
+
+    def add(self, number: int, size: int) -> None:
+        """A registered file of ``size`` bytes."""
+        (self._small if size < self._threshold else self._large).add(number, size)
+
+    def tasks(self) -> list[ledger.NewTask]:
+        """All tasks."""
+        return self._small.tasks() + self._large.tasks()
+
+
+class ReadPlan:
+    """Which tasks bring a set of files back, from where they are now."""
+
+    def __init__(self, *, download: bool, most_files: int, most_bytes: int) -> None:
+        """``download``: to POSIX (GET); otherwise to the cache only (STAGE)."""
+        self._download = download
+        self._downloads = Batches(
+            task_pb2.Task.DOWNLOAD, most_files=most_files, most_bytes=most_bytes
+        )
+        self._directories: list[int] = []
+        self._tape: dict[tuple[int, str], _Batch] = {}
+
+    def add(self, file: storage_pb2.StoredFile) -> bool:
+        """Plan one file; False when it has no readable copy."""
+        kind, size = file.attributes.type, file.attributes.size
+        if kind == Attributes.DIRECTORY:
+            self._directories.append(file.id)
+            return True
+        on_tape = next((piece for piece in file.slices if piece.tier == Blob.TAPE), None)
+        cached = any(piece.tier == Blob.CACHE for piece in file.slices)
+        if cached or kind == Attributes.SYMLINK or size == 0:
+            self._downloads.add(file.id, size)
+        elif on_tape is not None:
+            batch = self._tape.setdefault((on_tape.blob_id, on_tape.key), _Batch())
+            batch.numbers.append(file.id)
+            batch.bytes += size
+        else:
+            return False
+        return True
+
+    @property
+    def at_hand(self) -> list[task_pb2.FilesTask]:
+        """For a STAGE: files that need nothing, as they are in the cache already."""
+        return [task_pb2.FilesTask.FromString(task.payload) for task in self._downloads.tasks()]
+
+    @property
+    def directories(self) -> list[int]:
+        """Numbers of the directories among the files."""
+        return self._directories
+
+    def tasks(self) -> list[ledger.NewTask]:
+        """Tasks that follow."""
+        tasks = self._downloads.tasks() if self._download else []
+        tasks += map(self._stage, _in_groups(self._tape))
+        if self._download and self._directories:
+            payload = task_pb2.FilesTask(files=spans.to_ranges(self._directories))
+            tasks.append(new_task(task_pb2.Task.FINISH_DIRECTORIES, payload, last=True))
+        return tasks
+
+    def _stage(self, blobs: list[tuple[int, str]]) -> ledger.NewTask:
+        payload = task_pb2.StageTask()
+        for key in blobs:
+            batch = self._tape[key]
+            payload.recalls.add(
+                blob_id=key[0],
+                key=key[1],
+                files=spans.to_ranges(batch.numbers),
+                bytes=batch.bytes,
+                download=self._download,
+            )
+        return new_task(task_pb2.Task.STAGE, payload)
+
+
+def cost(files: int, size: int) -> float:
+    """Seconds of work that moving so many files and bytes is about."""
+    return max(files / _FILES_PER_SECOND + size / _BYTES_PER_SECOND, 0.01)
+
+
+def without_nested(paths: Iterable[bytes]) -> list[bytes]:
+    """``paths`` without repeats and without those below another of them."""
+    kept: list[bytes] = []
+    # Sorted by components, everything below a path follows it directly.
+    for path in sorted(set(paths), key=lambda path: path.split(b"/")):
+        if not kept or not _is_below(path, kept[-1]):
+            kept.append(path)
+    return kept
+
+
+def _is_below(path: bytes, directory: bytes) -> bool:
+    return path.startswith(directory.rstrip(b"/") + b"/")
+
+
+def _in_groups(blobs: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    ordered = sorted(blobs)
+    for start in range(0, len(ordered), MOST_BLOBS):
+        yield ordered[start : start + MOST_BLOBS]
