@@ -1211,6 +1211,7 @@ class ListBlobsRequest(_message.Message):
     HOLDING_ID_FIELD_NUMBER: _builtins.int
     MIN_AGE_SECONDS_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    BLOB_IDS_FIELD_NUMBER: _builtins.int
     tier: _storage_pb2.Blob.Tier.ValueType
     """Tier; unset: any."""
     holding_id: _builtins.int
@@ -1223,6 +1224,10 @@ class ListBlobsRequest(_message.Message):
     def states(self) -> _containers.RepeatedScalarFieldContainer[_storage_pb2.Blob.State.ValueType]:
         """States; empty: any."""
 
+    @_builtins.property
+    def blob_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only these numbers, up to 10000; empty: any."""
+
     def __init__(
         self,
         *,
@@ -1231,10 +1236,11 @@ class ListBlobsRequest(_message.Message):
         holding_id: _builtins.int = ...,
         min_age_seconds: _builtins.int = ...,
         after: _builtins.int = ...,
+        blob_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "holding_id", b"holding_id", "min_age_seconds", b"min_age_seconds", "states", b"states", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "blob_ids", b"blob_ids", "holding_id", b"holding_id", "min_age_seconds", b"min_age_seconds", "states", b"states", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -386,7 +386,7 @@ Global___PlanArchiveTask: _TypeAlias = PlanArchiveTask  # noqa: Y015
 
 @_typing.final
 class TapeBlobTask(_message.Message):
-    """Payload of ARCHIVE, CONFIRM and RELEASE."""
+    """Payload of ARCHIVE and CONFIRM."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -398,15 +398,15 @@ class TapeBlobTask(_message.Message):
     key: _builtins.str
     """Key of the tape blob."""
     @_builtins.property
-    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Cache blobs that the aggregate is made of, in this order (ARCHIVE only)."""
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.Blob]:
+        """Cache blobs that the aggregate is made of, in this order: number, format, key and size (ARCHIVE only)."""
 
     def __init__(
         self,
         *,
         blob_id: _builtins.int = ...,
         key: _builtins.str = ...,
-        sources: _abc.Iterable[_builtins.int] | None = ...,
+        sources: _abc.Iterable[_storage_pb2.Blob] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -423,9 +423,9 @@ class StageTask(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECALLS_FIELD_NUMBER: _builtins.int
-    REQUESTED_FIELD_NUMBER: _builtins.int
-    requested: _builtins.bool
-    """True once the endpoint was asked for them."""
+    POLLS_FIELD_NUMBER: _builtins.int
+    polls: _builtins.int
+    """Polls so far, which grow further apart."""
     @_builtins.property
     def recalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecallTask]:
         """Tape blobs still waited for."""
@@ -434,11 +434,11 @@ class StageTask(_message.Message):
         self,
         *,
         recalls: _abc.Iterable[Global___RecallTask] | None = ...,
-        requested: _builtins.bool = ...,
+        polls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["recalls", b"recalls", "requested", b"requested"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["polls", b"polls", "recalls", b"recalls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,6 +455,8 @@ class RecallTask(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     DOWNLOAD_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    SILENT_POLLS_FIELD_NUMBER: _builtins.int
     blob_id: _builtins.int
     """Number of the tape blob."""
     key: _builtins.str
@@ -463,6 +465,10 @@ class RecallTask(_message.Message):
     """Bytes of these files."""
     download: _builtins.bool
     """True when the files go on to POSIX (GET); false when they stay in the cache (STAGE)."""
+    requests: _builtins.int
+    """How often the endpoint was asked for the blob."""
+    silent_polls: _builtins.int
+    """Polls in a row that found it neither online nor requested."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.IdRange]:
         """Files wanted."""
@@ -475,10 +481,12 @@ class RecallTask(_message.Message):
         files: _abc.Iterable[_storage_pb2.IdRange] | None = ...,
         bytes: _builtins.int = ...,
         download: _builtins.bool = ...,
+        requests: _builtins.int = ...,
+        silent_polls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "bytes", b"bytes", "download", b"download", "files", b"files", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "bytes", b"bytes", "download", b"download", "files", b"files", "key", b"key", "requests", b"requests", "silent_polls", b"silent_polls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
