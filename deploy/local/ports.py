@@ -53,6 +53,18 @@ class Ports:
             self._save()
         return self._ports[name]
 
+    def names(self) -> list[str]:
+        """Names of all ports chosen so far."""
+        return list(self._ports)
+
+    def of(self, part: str) -> dict[str, int]:
+        """The ports of one part: those called like it, and its others by what they are for."""
+        return {
+            name.partition("-")[2] or "main": port
+            for name, port in self._ports.items()
+            if name.partition("-")[0] == part
+        }
+
     def replace_if_taken(self, name: str) -> None:
         """Forget the port of a part that is not running when another program took it."""
         if name in self._ports and not is_free(self._ports[name]):

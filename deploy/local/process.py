@@ -60,6 +60,10 @@ class ProcessSpec:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout: float = 20.0
 
+    def environment(self) -> dict[str, str]:
+        """All of the process's environment: little is inherited."""
+        return {**_inherited(), **self.env}
+
     def fingerprint(self) -> str:
         """A digest of everything the running process was started from."""
         digest = hashlib.sha256(repr((self.argv, sorted(self.env.items()))).encode())
@@ -117,17 +121,20 @@ class Supervisor:
         record = self._read(name)
         return record.pid if record and self._alive(record) else None
 
-    def start(self, spec: ProcessSpec) -> None:
-        """Run the process and wait until it is ready; one that runs unchanged is kept.
+    def start(self, *specs: ProcessSpec) -> None:
+        """Run processes side by side and wait until all are ready; what runs unchanged is kept.
 
-        Raises StackError, with the end of its log, when it exits or does not get ready.
+        Raises StackError, with the end of its log, when one exits or does not get ready.
         """
-        fingerprint = spec.fingerprint()
-        record = self._read(spec.name)
-        if not record or record.fingerprint != fingerprint or not self._alive(record):
-            self.stop(spec.name)
-            record = self._spawn(spec, fingerprint)
-        self._wait_ready(spec, record)
+        records = [self._launch(spec) for spec in specs]
+        for spec, record in zip(specs, records, strict=True):
+            self._wait_ready(spec, record)
+
+    def sweep(self) -> None:
+        """End what processes that died have left behind."""
+        for name in self.names():
+            if self.pid(name) is None:
+                self.stop(name)
 
     def stop(self, name: str) -> None:
         """End the process and all of its session; a process that does not run is no error.
@@ -160,13 +167,21 @@ class Supervisor:
         """Wait until the process has ended by itself. Raises StackError after ``timeout`` s."""
         wait_until(lambda: f"pid {self.pid(name)} runs" if self.pid(name) else None, name, timeout)
 
+    def _launch(self, spec: ProcessSpec) -> Record:
+        fingerprint = spec.fingerprint()
+        record = self._read(spec.name)
+        if record and record.fingerprint == fingerprint and self._alive(record):
+            return record
+        self.stop(spec.name)
+        return self._spawn(spec, fingerprint)
+
     def _spawn(self, spec: ProcessSpec, fingerprint: str) -> Record:
         spec.before_start()
         with self._open_log(spec.name) as log:
             child = subprocess.Popen(
                 spec.argv,
                 cwd=spec.cwd,
-                env={**_inherited(), **spec.env},
+                env=spec.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -74,7 +74,7 @@ class Seaweed:
         secrets_directory = directory.parent / "secrets"
         self.directory = directory
         self._secrets = secrets_directory
-        self._ports = {role: ports.get(f"weed-{role}", (_GRPC_OFFSET,)) for role in _ROLES}
+        self._ports = {role: ports.get(f"seaweed-{role}", (_GRPC_OFFSET,)) for role in _ROLES}
         self.access_key_path = secrets_directory / "s3.access"
         self.secret_key_path = secrets_directory / "s3.secret"
         self.store = S3Store(

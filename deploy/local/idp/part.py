@@ -57,10 +57,11 @@ class Idp:
             (sys.executable, "-m", "deploy.local.idp", "--config", str(config_file)),
             cwd=self._directory,
             files=(config_file, users_file),
-            ready=self._missing,
+            ready=self.ready,
         )
 
-    def _missing(self) -> str | None:
+    def ready(self) -> str | None:
+        """None when the provider answers, else why not."""
         try:
             with _OPENER.open(f"{self.issuer}/healthz", timeout=2):
                 return None

@@ -22,7 +22,7 @@ from deploy.local.errors import StackError
 from deploy.local.files import make_directory, write_atomic
 from deploy.local.privilege import Identity, unprivileged
 from deploy.local.process import ProcessSpec
-from deploy.local.xrootd.layout import EXPORT, Layout
+from deploy.local.xrootd.layout import EVENTS, EXPORT, Layout
 from deploy.local.xrootd.library.settings import Settings
 
 PACKAGES = (
@@ -47,7 +47,7 @@ oss.localroot {buffer}
 all.export {export}
 oss.statlib -2 preopen {plugin}
 ofs.preplib {plugin} {run}
-ofs.notify closew rm mv msgs 1024 64 >{events}
+ofs.notify closew rm mv msgs 1024 64 >/proc/self/fd/{events}
 # A writer that vanishes leaves nothing behind; its file goes away after the hold.
 ofs.persist manual hold 10s
 xrootd.chksum max 4 chkcgi adler32
@@ -121,7 +121,7 @@ class XrootdRig:
             cwd=self.layout.run,
             env={"PYTHONPATH": str(_REPOSITORY)},
             files=(self.layout.config, self.layout.plugin),
-            ready=self._probe,
+            ready=self.ready,
             ready_timeout=30.0,
         )
 
@@ -132,6 +132,14 @@ class XrootdRig:
         """
         self.layout.directory.mkdir(parents=True, exist_ok=True)
         write_atomic(self.layout.settings, Settings.from_dict(settings).to_json())
+
+    def ready(self) -> str | None:
+        """None when the server takes connections, else why not."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError as error:
+            return f"port {self.port}: {error}"
+        return None
 
     def _identity(self) -> Identity:
         python = Path(sys.executable)
@@ -163,17 +171,10 @@ class XrootdRig:
             buffer=layout.data / "buffer",
             export=EXPORT,
             plugin=layout.plugin,
-            events=layout.events,
+            events=EVENTS,
             keytab=layout.server_keytab,
             authorization=layout.authorization,
         )
-
-    def _probe(self) -> str | None:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-        except OSError as error:
-            return f"port {self.port}: {error}"
-        return None
 
 
 def _missing_programs() -> list[str]:
