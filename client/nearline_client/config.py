@@ -44,6 +44,7 @@ class ClientConfig:
 
 
 _OPTIONAL_TEXT = ("user", "group", "issuer", "client_id", "audience")
+_VARIABLES = {"url": "NEARLINE_URL", "ca_file": "NEARLINE_CA", "issuer": "NEARLINE_ISSUER"}
 _KEYS = tuple(field.name for field in fields(ClientConfig))
 
 
@@ -57,25 +58,33 @@ def config_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def load_config(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ClientConfig:
-    """Read the configuration; `NEARLINE_URL` replaces `url`, and alone is enough.
+    """Read the configuration; `NEARLINE_URL` replaces `url`, and is enough without a file.
 
+    `NEARLINE_CA` replaces `ca_file` and `NEARLINE_ISSUER` replaces `issuer` in the same way.
     Raises ConfigError naming the file and the key that is wrong.
     """
     path = path or config_path(environ)
-    url = environ.get("NEARLINE_URL")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if url:
-            return ClientConfig(url=url)
-        raise ConfigError(f"{path} does not exist: run `nlds init -U URL`") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    try:
-        config = _from_table(data if url is None else data | {"url": url}, path.parent)
+        return _from_table(_table(path) | _overrides(environ), path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return config
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}") from error
+
+
+def _overrides(environ: Mapping[str, str]) -> dict[str, str]:
+    found = {key: environ.get(variable, "") for key, variable in _VARIABLES.items()}
+    if ca_file := found["ca_file"]:
+        # In the environment a relative path starts where the command runs, not at the file.
+        found["ca_file"] = str(Path(ca_file).expanduser().absolute())
+    return {key: value for key, value in found.items() if value}
 
 
 def save_config(config: ClientConfig, path: Path | None = None) -> Path:

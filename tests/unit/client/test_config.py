@@ -40,13 +40,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["config.toml"]
 
 
-def test_the_environment_replaces_the_url(tmp_path: Path) -> None:
+def test_the_environment_replaces_where_to_connect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "config.toml"
     url = {"NEARLINE_URL": "https://other.example"}
     assert load_config(path, url) == ClientConfig(url="https://other.example")
     save_config(FULL, path)
     assert load_config(path, url).url == "https://other.example"
     assert load_config(path, url).issuer == FULL.issuer
+    monkeypatch.chdir("/")
+    here = {"NEARLINE_CA": "ca.pem", "NEARLINE_ISSUER": "https://own.example"}
+    changed = load_config(path, here)
+    assert (changed.ca_file, changed.issuer) == (Path("/ca.pem"), "https://own.example")
+    assert (changed.url, changed.group) == (FULL.url, FULL.group)
 
 
 def test_a_relative_ca_file_is_beside_the_configuration(tmp_path: Path) -> None:
