@@ -7,6 +7,13 @@ from pathlib import Path
 
 EXPORT = "/tape"
 
+EVENTS = 9
+"""The descriptor by which xrootd tells its parent what happened to files.
+
+Not a named pipe: xrootd looks at its path with access(2), which ignores the capability that lets
+the server pass through a directory that is closed to others.
+"""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -33,11 +40,6 @@ class Layout:
     def settings(self) -> Path:
         """The library's settings."""
         return self.directory / "library.json"
-
-    @property
-    def events(self) -> Path:
-        """The pipe by which xrootd tells what happened to files."""
-        return self.run / "events"
 
     @property
     def plugin(self) -> Path:

@@ -13,7 +13,7 @@ import sys
 import threading
 from pathlib import Path
 
-from deploy.local.xrootd.layout import EXPORT, Layout
+from deploy.local.xrootd.layout import EVENTS, EXPORT, Layout
 from deploy.local.xrootd.library.ledger import Ledger
 from deploy.local.xrootd.library.server import PrepareServer, read_events
 from deploy.local.xrootd.library.settings import SettingsFile
@@ -31,23 +31,24 @@ def main(directory: Path) -> int:
         Ledger(layout.data / "ledger.sqlite"),
         SettingsFile(layout.settings).read,
     )
-    if not layout.events.is_fifo():
-        os.mkfifo(layout.events, 0o600)
+    receiver, sender = os.pipe()
     library.resume()
     for target in (
         PrepareServer(library).serve_forever,
-        lambda: read_events(layout.events, library),
+        lambda: read_events(receiver, library),
         library.run_drive,
         library.run_agenda,
     ):
         threading.Thread(target=target, daemon=True).start()
-    return _serve(layout)
+    return _serve(layout, sender)
 
 
-def _serve(layout: Layout) -> int:
+def _serve(layout: Layout, events: int) -> int:
+    os.dup2(events, EVENTS)
     # SIGKILL of this process must not leave a server that nobody supervises.
     xrootd = subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "xrootd", "-n", "tape", "-c", str(layout.config)]
+        ["setpriv", "--pdeathsig", "KILL", "xrootd", "-n", "tape", "-c", str(layout.config)],
+        pass_fds=[EVENTS],
     )
     signal.signal(signal.SIGTERM, lambda *_: xrootd.terminate())
     return xrootd.wait()

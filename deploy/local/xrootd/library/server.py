@@ -40,14 +40,13 @@ class _PrepareHandler(socketserver.StreamRequestHandler):
         self.wfile.write(f"{code}\n{text}".encode())
 
 
-def read_events(pipe: Path, library: TapeLibrary) -> None:
-    """Pass on the events that xrootd writes into ``pipe``, a line each, forever.
+def read_events(pipe: int, library: TapeLibrary) -> None:
+    """Pass on the events that xrootd writes to the descriptor ``pipe``, a line each, forever.
 
     A path with a newline splits its event, and one with a space blurs a rename. So an event is only
     a hint: the library looks at the file itself, and at all files when the hint is not clear.
     """
-    descriptor = os.open(pipe, os.O_RDWR)  # also a writer: never the end of file
-    with open(descriptor, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+    with open(pipe, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
         for line in stream:
             _pass_on(line.removesuffix("\n"), library)
 

@@ -3,7 +3,7 @@
 - A recall serves every request that asked for the path; the file is then pinned once per request.
 - Staging a file that is online pins it once more; each evict takes one pin away, and the last one
   drops the copy in the buffer. Evicting what is not both online and on tape does nothing.
-- A missing path fails an evict or a cancel, but a stage only when every path is missing.
+- A missing path fails a whole evict or cancel, but a stage only when every path is missing.
 - Empty files are never archived and never offline.
 """
 
@@ -129,14 +129,15 @@ class TapeLibrary:
         return self._fail_missing(missing) if len(missing) == len(paths) else (0, "")
 
     def _evict(self, _: str, paths: Sequence[str]) -> Answer:
-        missing = self._missing(paths)
+        if missing := self._missing(paths):
+            return self._fail_missing(missing)
         changed: dict[str, Entry] = {}
         for path in paths:
             state = self._store.state(path)
-            if path not in missing and state.online and state.on_tape:
+            if state.online and state.on_tape:
                 changed[path] = self._unpin(path, changed.get(path) or self._ledger.get(path))
         self._ledger.put(changed.items())
-        return self._fail_missing(missing)
+        return 0, ""
 
     def _unpin(self, path: str, entry: Entry) -> Entry:
         pins = max(0, entry.pins - 1)
@@ -145,21 +146,20 @@ class TapeLibrary:
         return replace(entry, pins=pins)
 
     def _cancel(self, request_id: str, paths: Sequence[str]) -> Answer:
-        missing = self._missing(paths)
+        if missing := self._missing(paths):
+            return self._fail_missing(missing)
         changed: dict[str, Entry] = {}
         for path in paths:
             entry = self._ledger.get(path)
             left = tuple(known for known in entry.requests if known != request_id)
             changed[path] = replace(entry, requests=left, asked_at=entry.asked_at if left else 0)
         self._ledger.put(changed.items())
-        return self._fail_missing(missing)
+        return 0, ""
 
     def _missing(self, paths: Sequence[str]) -> list[str]:
         return [path for path in paths if not self._store.state(path).exists]
 
     def _fail_missing(self, missing: Sequence[str]) -> Answer:
-        if not missing:
-            return 0, ""
         shown = missing[0].encode(errors="backslashreplace").decode()
         return (
             errno.ENOENT,
