@@ -14,7 +14,7 @@ import grpc
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.catalog.v1 import catalog_pb2_grpc
 from nearline.type.v1 import storage_pb2
-from services.kit.errors import Internal, from_rpc_error
+from services.kit.errors import Internal, NotFound, from_rpc_error
 
 T = TypeVar("T")
 Blob = storage_pb2.Blob
@@ -30,6 +30,16 @@ class CatalogClient:
     def __init__(self, channel: grpc.Channel, writer: str) -> None:
         self._stub = catalog_pb2_grpc.CatalogServiceStub(channel)
         self._writer = writer
+
+    def holding(self, holding_id: int, group: str) -> storage_pb2.Holding:
+        """A holding of ``group`` by its number; NotFound when there is none."""
+        selector = storage_pb2.HoldingSelector(groups=[group], holding_id=holding_id)
+        request = catalog.ListHoldingsRequest(selector=selector)
+        with _rpc_errors():
+            for batch in self._stub.ListHoldings(request, timeout=_STREAM_SECONDS):
+                for holding in batch.holdings:
+                    return holding
+        raise NotFound("HOLDING_NOT_FOUND", f"group {group} has no holding {holding_id}")
 
     def register(
         self,

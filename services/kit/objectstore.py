@@ -178,13 +178,16 @@ class ObjectStore:
             self._abort(upload)
         return len(stale)
 
-    def healthy(self) -> bool:
-        """Whether a write succeeds now. Servers answer reads and probes before they can write."""
+    def healthy(self) -> str | None:
+        """None when a write succeeds now, or what is wrong in words. Raises nothing.
+
+        A write, because servers answer reads and probes before they can write.
+        """
         try:
             self.put("health", b"ok")
-        except NearlineError:
-            return False
-        return True
+        except NearlineError as error:
+            return error.message
+        return None
 
     def _target(self, key: str) -> Target:
         return Target(self._client, self._bucket, self._prefix + key)

@@ -1,0 +1,308 @@
+"""PLAN_ARCHIVE, ARCHIVE and CONFIRM: from the cache to tape, verified at every step."""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import structlog
+
+from nearline.catalog.v1 import catalog_pb2 as catalog
+from nearline.monitor.v1 import monitor_pb2 as ledger
+from nearline.type.v1 import identity_pb2, storage_pb2, task_pb2, transaction_pb2
+from services.kit import paxtar
+from services.kit.catalogclient import Blob, Member
+from services.kit.errors import FailedPrecondition, NearlineError, NotFound
+from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
+from services.kit.packs import END
+from services.tape.aggregate import Layout, Section, lay_out
+from services.tape.context import Context
+from services.tape.endpoint import TapeWriter, Written
+from services.tape.grouping import Limits, form
+from services.tape.verify import Slice, SliceChecker
+
+log = structlog.get_logger(__name__)
+
+Task = task_pb2.Task
+
+# What one drive does, roughly: for the fair order.
+_BYTES_PER_SECOND = 300 << 20
+# A claim this old without a task belongs to a plan that died before its tasks were recorded.
+_ABANDONED_SECONDS = 600
+
+
+class SourceLost(Exception):
+    """A source's object is missing or cut: the aggregate cannot be written as planned."""
+
+    def __init__(self, section: Section, why: NearlineError) -> None:
+        super().__init__(str(why))
+        self.section = section
+        self.why = why
+
+
+# -- planning ------------------------------------------------------------------------------------
+
+
+def plan(context: Context, job: Job, ctx: JobContext) -> Done:
+    """Claim what is worth an aggregate; each claim becomes a transaction with one ARCHIVE task."""
+    release_abandoned(context)
+    config = context.config.archive
+    limits = Limits(
+        config.target_bytes, config.most_members, config.most_blobs, config.flush_seconds
+    )
+    tasks: list[ledger.NewTask] = []
+    for holding, blobs, waited in _archivable(context):
+        ctx.check()
+        for group in form(blobs, waited, limits):
+            tasks += _claim(context, holding, group)
+    return Done(follow_ups=tasks)
+
+
+def release_abandoned(context: Context) -> None:
+    """Give up claims that no task will ever write."""
+    wanted = catalog.ListBlobsRequest(
+        tier=Blob.TAPE, states=[Blob.WRITING], min_age_seconds=_ABANDONED_SECONDS
+    )
+    for blob in context.catalog.blobs(wanted):
+        if not context.ledger.count(_key(blob.id), Task.ARCHIVE):
+            log.warning("claim_abandoned", blob=blob.id, key=blob.key)
+            context.catalog.release_aggregate(blob.id)
+            context.tape.remove(blob.key)
+
+
+def _archivable(context: Context) -> Iterator[tuple[storage_pb2.Holding, list[Blob], float]]:
+    """Per holding: its archivable blobs and the seconds that the oldest has waited."""
+    holding: storage_pb2.Holding | None = None
+    blobs: list[Blob] = []
+    waited = 0.0
+    for answer in context.catalog.archivable(context.config.archive.min_age_seconds):
+        if holding is not None and answer.holding.id != holding.id:
+            yield holding, blobs, waited
+            blobs, waited = [], 0.0
+        holding = answer.holding
+        blobs += answer.blobs
+        age = datetime.now(UTC) - answer.oldest.ToDatetime(UTC)
+        waited = max(waited, age.total_seconds())
+    if holding is not None:
+        yield holding, blobs, waited
+
+
+def _claim(
+    context: Context, holding: storage_pb2.Holding, group: list[Blob]
+) -> list[ledger.NewTask]:
+    try:
+        claim = context.catalog.claim_aggregate(
+            holding.id, [blob.id for blob in group], str(uuid.uuid4())
+        )
+    except FailedPrecondition:
+        return []  # Another replica was faster.
+    left = set(claim.source_blob_ids)
+    spec = ledger.TransactionSpec(
+        id=str(uuid.uuid4()),
+        action=transaction_pb2.Transaction.ARCHIVE,
+        identity=identity_pb2.Identity(user=holding.user),
+        group=holding.group,
+        holding_id=holding.id,
+        label=holding.label,
+    )
+    sources = [blob for blob in group if blob.id in left]
+    return [_archive_task(claim.blob, sources, transaction=spec)]
+
+
+def _archive_task(
+    blob: Blob, sources: list[Blob], transaction: ledger.TransactionSpec | None = None
+) -> ledger.NewTask:
+    size = sum(source.size for source in sources)
+    return new_task(
+        Task.ARCHIVE,
+        task_pb2.TapeBlobTask(blob_id=blob.id, key=blob.key, sources=sources),
+        cost=max(size / _BYTES_PER_SECOND, 0.1),
+        key=_key(blob.id),
+        transaction=transaction,
+    )
+
+
+def _key(blob_id: int) -> str:
+    return f"archive:{blob_id}"
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def archive(context: Context, job: Job, ctx: JobContext) -> Done:
+    """Write one aggregate under a name that was never used, verify it, and record it.
+
+    An attempt that follows another never touches the name of the one before, which may still be
+    writing: it gives that blob up and claims a new one.
+    """
+    task = task_pb2.TapeBlobTask.FromString(job.payload)
+    if job.attempt > 1:
+        return _take_over(context, job, task)
+    ctx.files_at_stake = sum(source.files for source in task.sources)
+    holding = _holding_line(context, job)
+    layout = lay_out(
+        holding, task.sources, context.catalog.members([source.id for source in task.sources])
+    )
+    try:
+        written, bad = _write(context, ctx, task, layout)
+    except SourceLost as lost:
+        return _without(context, ctx, task, lost)
+    return _record(context, ctx, task, layout, written, bad)
+
+
+def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
+    wanted = catalog.ListBlobsRequest(blob_ids=[task.blob_id])
+    state = next((blob.state for blob in context.catalog.blobs(wanted)), Blob.REMOVED)
+    if state in (Blob.WRITTEN, Blob.SAFE):
+        return _recorded(context, task)
+    if state == Blob.WRITING:
+        context.catalog.release_aggregate(task.blob_id)
+    context.tape.remove(task.key)
+    try:
+        # The same for every attempt of this task: a repeat must not claim once more.
+        claim = context.catalog.claim_aggregate(
+            job.transaction.holding_id,
+            [source.id for source in task.sources],
+            f"{job.task_id}",
+        )
+    except FailedPrecondition:
+        return Done()  # A plan has given the sources to another aggregate meanwhile.
+    left = set(claim.source_blob_ids)
+    sources = [source for source in task.sources if source.id in left]
+    return Done(follow_ups=[_archive_task(claim.blob, sources)])
+
+
+def _write(
+    context: Context, ctx: JobContext, task: task_pb2.TapeBlobTask, layout: Layout
+) -> tuple[Written, set[int]]:
+    """The file at the endpoint, verified with it, and the files whose digests differ."""
+    bad: set[int] = set()
+    with context.tape.create(task.key) as writer:
+        writer.write(layout.head)
+        for section in layout.sections:
+            bad |= _copy(context, ctx, writer, section)
+        writer.write(END)
+        return writer.commit(), bad
+
+
+def _copy(context: Context, ctx: JobContext, writer: TapeWriter, section: Section) -> set[int]:
+    checker = SliceChecker([
+        Slice(placed.file_id, offset, placed.length, placed.digest)
+        for offset, placed in section.slices
+    ])  # fmt: skip
+    writer.write(section.header)
+    try:
+        for piece in context.cache.stream(section.key, 0, section.length):
+            ctx.check()
+            checker.feed(piece)
+            writer.write(piece)
+            ctx.progress(bytes=len(piece))
+    except NotFound as error:
+        raise SourceLost(section, error) from error
+    checker.finish()
+    writer.write(paxtar.padding(section.length))
+    ctx.progress(files=len(section.slices))
+    return checker.bad
+
+
+def _without(
+    context: Context, ctx: JobContext, task: task_pb2.TapeBlobTask, lost: SourceLost
+) -> Done:
+    """The others are planned anew; the lost one is a fault that is on record."""
+    log.error("cache_object_lost", blob=lost.section.blob_id, key=lost.section.key)
+    context.catalog.report_fault(lost.section.blob_id, [], str(lost.why.message))
+    context.catalog.release_aggregate(task.blob_id)
+    reason = "its object in the cache is missing or cut; the operators see it as a fault"
+    failed = [placed.path for _, placed in lost.section.slices]
+    ctx.failures((path, "CACHE_COPY_LOST", reason) for path in failed)
+    return Done(files_total=len(failed))
+
+
+def _record(
+    context: Context,
+    ctx: JobContext,
+    task: task_pb2.TapeBlobTask,
+    layout: Layout,
+    written: Written,
+    bad: set[int],
+) -> Done:
+    good = [placed for placed in layout.placed() if placed.file_id not in bad]
+    members = (
+        Member(
+            file_id=placed.file_id,
+            offset=layout.body_offset + placed.offset,
+            length=placed.length,
+            digest=placed.digest,
+        )
+        for placed in good
+    )
+    context.catalog.record(
+        task.blob_id,
+        members,
+        size=written.size,
+        state=Blob.WRITTEN,
+        adler32=written.adler32,
+    )
+    _report_damage(context, ctx, layout, bad)
+    size = sum(placed.length for placed in good)
+    done = _recorded(context, task)
+    return Done(
+        files_total=len(good) + len(bad),
+        bytes_total=size,
+        files_done=len(good),
+        bytes_done=size,
+        follow_ups=done.follow_ups,
+    )
+
+
+def _report_damage(context: Context, ctx: JobContext, layout: Layout, bad: set[int]) -> None:
+    reason = "its bytes in the cache do not match its digest; the operators see it as a fault"
+    for section in layout.sections:
+        damaged = [placed for _, placed in section.slices if placed.file_id in bad]
+        if damaged:
+            numbers = [placed.file_id for placed in damaged]
+            log.error("cache_copy_damaged", blob=section.blob_id, files=len(numbers))
+            context.catalog.report_fault(section.blob_id, numbers, reason)
+            ctx.failures((placed.path, "CACHE_COPY_DAMAGED", reason) for placed in damaged)
+
+
+def _recorded(context: Context, task: task_pb2.TapeBlobTask) -> Done:
+    confirm = task_pb2.TapeBlobTask(blob_id=task.blob_id, key=task.key)
+    delay = min(1.0, context.config.archive.confirm_seconds)
+    return Done(follow_ups=[new_task(Task.CONFIRM, confirm, cost=0.01, delay=delay)])
+
+
+def _holding_line(context: Context, job: Job) -> Mapping[str, object]:
+    """What the manifest says of the holding."""
+    transaction = job.transaction
+    holding = context.catalog.holding(transaction.holding_id, transaction.group)
+    return {
+        "holding_id": holding.id,
+        "label": holding.label,
+        "user": holding.user,
+        "group": holding.group,
+        "tags": dict(sorted(holding.tags.items())),
+    }
+
+
+# -- confirming ----------------------------------------------------------------------------------
+
+
+def confirm(context: Context, job: Job, ctx: JobContext) -> Done | Deferred:
+    """Wait until the endpoint reports the aggregate on tape; only then it counts as safe."""
+    task = task_pb2.TapeBlobTask.FromString(job.payload)
+    (state,) = context.tape.stat([task.key])
+    if state.on_tape:
+        with suppress(FailedPrecondition):  # Lost or removed meanwhile: nothing to confirm.
+            context.catalog.set_states([task.blob_id], Blob.SAFE)
+        return Done()
+    if not state.exists:
+        log.error("tape_file_lost", blob=task.blob_id, key=task.key)
+        reason = "the endpoint lost the file before it was on tape"
+        context.catalog.report_fault(task.blob_id, [], reason)
+        return Done(warnings=[f"{reason}; its files are archived again"])
+    trouble = f" ({state.error})" if state.error else ""
+    return Deferred(
+        context.config.archive.confirm_seconds,
+        waiting_for=f"tape: the endpoint has yet to write {task.key} to tape{trouble}",
+    )

@@ -1,0 +1,39 @@
+"""What every handler of tape works with."""
+
+from dataclasses import dataclass
+
+import grpc
+
+from nearline.monitor.v1 import monitor_pb2 as ledger
+from nearline.monitor.v1 import monitor_pb2_grpc
+from nearline.type.v1 import task_pb2
+from services.kit.catalogclient import CatalogClient
+from services.kit.errors import from_rpc_error
+from services.kit.objectstore import ObjectStore
+from services.tape.config import TapeConfig
+from services.tape.endpoint import TapeEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Wired once per process; everything in it is thread-safe."""
+
+    config: TapeConfig
+    catalog: CatalogClient
+    ledger: "OpenTasks"
+    cache: ObjectStore
+    tape: TapeEndpoint
+
+
+class OpenTasks:
+    """What the ledger still has to do."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._stub = monitor_pb2_grpc.MonitorServiceStub(channel)
+
+    def count(self, key: str, kind: task_pb2.Task.Kind.ValueType) -> int:
+        """Tasks of this key and kind that have not ended. Raises NearlineError."""
+        try:
+            return self._stub.CountTasks(ledger.CountTasksRequest(key=key, kind=kind)).count
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error

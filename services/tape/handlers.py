@@ -1,0 +1,25 @@
+"""Which handler does which kind of work."""
+
+from collections.abc import Callable
+from functools import partial
+
+from nearline.type.v1 import task_pb2
+from services.kit.jobs import Handler, Job, JobContext, Outcome
+from services.tape.archive import archive, confirm, plan
+from services.tape.context import Context
+from services.tape.recall import recall, stage
+
+Task = task_pb2.Task
+
+_HANDLERS: dict[task_pb2.Task.Kind, Callable[[Context, Job, JobContext], Outcome]] = {
+    Task.PLAN_ARCHIVE: plan,
+    Task.ARCHIVE: archive,
+    Task.CONFIRM: confirm,
+    Task.STAGE: stage,
+    Task.RECALL: recall,
+}
+
+
+def handlers(context: Context) -> dict[task_pb2.Task.Kind, Handler]:
+    """The handlers of tape, working with ``context``."""
+    return {kind: partial(handler, context) for kind, handler in _HANDLERS.items()}

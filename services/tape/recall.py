@@ -1,0 +1,250 @@
+"""STAGE and RECALL: from tape to the cache, only what is wanted, as soon as it is online."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from nearline.monitor.v1 import monitor_pb2 as ledger
+from nearline.type.v1 import storage_pb2, task_pb2
+from services.kit import spans
+from services.kit.catalogclient import Blob, Member
+from services.kit.jobs import Deferred, Done, Job, JobContext, Outcome, new_task
+from services.kit.packs import Pack, record
+from services.tape.context import Context
+from services.tape.endpoint import Offline, TapeFileState, TapeReader
+
+log = structlog.get_logger(__name__)
+
+Task = task_pb2.Task
+StoredFile = storage_pb2.StoredFile
+
+MOST_REQUESTS = 3
+"""An endpoint that failed to bring a file back this often will not do it."""
+SILENT_POLLS = 3
+"""A request that the endpoint does not know of for so many polls was lost."""
+_FIRST_POLL_SECONDS = 0.5
+_GROUP_BYTES = 8 << 20
+_BYTES_PER_SECOND = 300 << 20
+
+
+# -- staging -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """Recalls by what is to be done about them now."""
+
+    online: list[task_pb2.RecallTask]
+    request: list[task_pb2.RecallTask]
+    wait: list[task_pb2.RecallTask]
+    lost: list[tuple[task_pb2.RecallTask, str]]
+    """With the reason why they will never come."""
+
+
+def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
+    """Ask for all tape blobs at once, then hand on each as soon as it is online."""
+    task = task_pb2.StageTask.FromString(job.payload)
+    ctx.files_at_stake = sum(spans.count(recall.files) for recall in task.recalls)
+    total = len(task.recalls)
+    states = context.tape.stat([recall.key for recall in task.recalls])
+    now = sort_out(task.recalls, states)
+    if now.request:
+        # Every stage is a reference of its own to the endpoint's buffer, given back after the
+        # recall: so another request for the same tape file cannot take it away from this one.
+        context.tape.stage([recall.key for recall in now.request])
+    for recall, reason in now.lost:
+        _fail(context, ctx, recall, reason)
+    tasks = [_recall_task(recall) for recall in now.online]
+    waiting = [*now.request, *now.wait]
+    if not waiting:
+        return Done(follow_ups=tasks)
+    payload = task_pb2.StageTask(recalls=waiting, polls=task.polls + 1)
+    return Deferred(
+        min(_FIRST_POLL_SECONDS * 1.5**task.polls, context.config.recall.poll_seconds),
+        payload.SerializeToString(),
+        waiting_for=f"tape: {len(waiting)} of {total} tape files are not online yet",
+        follow_ups=tasks,
+    )
+
+
+def sort_out(recalls: Iterable[task_pb2.RecallTask], states: Iterable[TapeFileState]) -> Sorted:
+    """What to do about each recall, given the endpoint's word on it; counts in the recalls."""
+    result = Sorted([], [], [], [])
+    for recall, state in zip(recalls, states, strict=True):
+        if not state.exists:
+            result.lost.append((recall, "the tape endpoint does not have the file any more"))
+        elif recall.requests and state.online:
+            result.online.append(recall)
+        elif state.error and recall.requests >= MOST_REQUESTS:
+            result.lost.append((recall, f"the tape endpoint cannot read it: {state.error}"))
+        elif not recall.requests or state.error or _forgotten(recall, state):
+            recall.requests += 1
+            recall.silent_polls = 0
+            result.request.append(recall)
+        else:
+            result.wait.append(recall)
+    return result
+
+
+def _forgotten(recall: task_pb2.RecallTask, state: TapeFileState) -> bool:
+    recall.silent_polls = 0 if state.requested else recall.silent_polls + 1
+    return recall.silent_polls >= SILENT_POLLS
+
+
+def _fail(context: Context, ctx: JobContext, recall: task_pb2.RecallTask, reason: str) -> None:
+    log.error("tape_file_unreadable", blob=recall.blob_id, key=recall.key, reason=reason)
+    context.catalog.report_fault(recall.blob_id, [], reason)
+    files = context.catalog.files(recall.files)
+    ctx.failures((file.path, "TAPE_COPY_UNREADABLE", reason) for file in files)
+
+
+def _recall_task(recall: task_pb2.RecallTask) -> ledger.NewTask:
+    return new_task(
+        Task.RECALL,
+        recall,
+        cost=max(recall.bytes / _BYTES_PER_SECOND, 0.05),
+        key=f"recall:{recall.blob_id}",
+    )
+
+
+# -- recalling -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A file and its slice of the tape blob, in bytes."""
+
+    file: StoredFile
+    offset: int
+    length: int
+
+
+def recall(context: Context, job: Job, ctx: JobContext) -> Done:
+    """Copy the wanted members of one online tape blob into the cache, reading only them."""
+    task = task_pb2.RecallTask.FromString(job.payload)
+    ctx.files_at_stake = spans.count(task.files)
+    files = list(context.catalog.files(task.files))
+    wanted = select(files, task.blob_id)
+    try:
+        if wanted:
+            with context.tape.open(task.key) as reader:
+                bad = _Recall(context, ctx, task, reader).run(wanted)
+        else:
+            bad = set()
+    except Offline:
+        # Its buffer's copy was dropped before it was read: ask again.
+        again = task_pb2.RecallTask()
+        again.CopyFrom(task)
+        again.requests = 0
+        return Done(follow_ups=[new_task(Task.STAGE, task_pb2.StageTask(recalls=[again]))])
+    context.tape.release([task.key])
+    return _done(task, [file for file in files if file.id not in bad])
+
+
+def select(files: Iterable[StoredFile], blob_id: int) -> list[Wanted]:
+    """The files to read from the tape blob by offset: those without a copy in the cache. Pure."""
+    wanted = []
+    for file in files:
+        if any(piece.tier == Blob.CACHE for piece in file.slices):
+            continue
+        for piece in file.slices:
+            if piece.blob_id == blob_id:
+                wanted.append(Wanted(file, piece.offset, piece.length))
+    return sorted(wanted, key=lambda one: one.offset)
+
+
+def _done(task: task_pb2.RecallTask, files: Sequence[StoredFile]) -> Done:
+    size = sum(file.attributes.size for file in files)
+    if not task.download:
+        return Done(files_done=len(files), bytes_done=size)
+    if not files:
+        return Done()
+    payload = task_pb2.FilesTask(files=spans.to_ranges(file.id for file in files), bytes=size)
+    cost = max(size / _BYTES_PER_SECOND, 0.05)
+    return Done(follow_ups=[new_task(Task.DOWNLOAD, payload, cost=cost)])
+
+
+class _Recall:
+    """One pass over an open tape blob."""
+
+    def __init__(
+        self, context: Context, ctx: JobContext, task: task_pb2.RecallTask, reader: TapeReader
+    ) -> None:
+        self._context, self._ctx, self._task, self._reader = context, ctx, task, reader
+        self._config = context.config.recall
+        self._pack = Pack(self._config.pack_bytes)
+        self._bad: set[int] = set()
+
+    def run(self, wanted: Sequence[Wanted]) -> set[int]:
+        """Numbers of the files whose bytes on tape do not match their digest."""
+        holding_id = wanted[0].file.holding_id
+        small = [one for one in wanted if one.length < self._config.pack_threshold]
+        for group in groups(small, _GROUP_BYTES):
+            self._ctx.check()
+            self._add(group, holding_id)
+        if self._pack:
+            self._pack.store(self._context.catalog, self._context.cache, holding_id)
+        for one in wanted:
+            if one.length >= self._config.pack_threshold:
+                self._copy(one)
+        return self._bad
+
+    def _add(self, group: Sequence[Wanted], holding_id: int) -> None:
+        contents = self._reader.read_many([(one.offset, one.length) for one in group])
+        for one, content in zip(group, contents, strict=True):
+            if _differs(one.file, hashlib.sha256(content).digest()):
+                self._damaged(one.file)
+                continue
+            if not self._pack.fits(one.length):
+                self._pack.store(self._context.catalog, self._context.cache, holding_id)
+            file = one.file
+            self._pack.add(file.id, file.path, file.attributes, content, new=False)
+            self._ctx.progress(bytes=one.length)
+
+    def _copy(self, one: Wanted) -> None:
+        """A large file becomes a blob of its own, streamed with bounded memory."""
+        catalog, cache, file = self._context.catalog, self._context.cache, one.file
+        blob = catalog.allocate(file.holding_id, Blob.CACHE, Blob.RAW)
+        digest = hashlib.sha256()
+        with cache.open_upload(
+            blob.key, part_size=self._config.part_bytes, size_hint=one.length
+        ) as upload:
+            for piece in self._reader.stream(one.offset, one.length):
+                self._ctx.check()
+                digest.update(piece)
+                upload.write(piece)
+                self._ctx.progress(bytes=len(piece))
+            if _differs(file, digest.digest()):
+                self._damaged(file)
+                return
+            upload.commit()
+        member = Member(file_id=file.id, length=one.length, digest=file.digest)
+        record(catalog, cache, blob, [member], one.length)
+
+    def _damaged(self, file: StoredFile) -> None:
+        reason = "its bytes on tape do not match its digest; the operators see it as a fault"
+        log.error("tape_copy_damaged", blob=self._task.blob_id, file=file.id)
+        self._context.catalog.report_fault(self._task.blob_id, [file.id], reason)
+        self._ctx.failures([(file.path, "TAPE_COPY_DAMAGED", reason)])
+        self._bad.add(file.id)
+
+
+def groups(wanted: Iterable[Wanted], most_bytes: int) -> Iterator[list[Wanted]]:
+    """Neighbours to be read with one request, at most ``most_bytes`` unless one file is larger."""
+    group: list[Wanted] = []
+    size = 0
+    for one in wanted:
+        if group and size + one.length > most_bytes:
+            yield group
+            group, size = [], 0
+        group.append(one)
+        size += one.length
+    if group:
+        yield group
+
+
+def _differs(file: StoredFile, digest: bytes) -> bool:
+    # Directories and links have no bytes and no digest.
+    return bool(file.digest) and file.digest != digest
