@@ -1,4 +1,4 @@
-"""``python -m services.tape --config FILE``: works for the ledger and answers about the endpoint."""
+"""``python -m services.tape --config FILE``: works for the ledger, answers about the endpoint."""
 
 from nearline.tape.v1 import tape_pb2_grpc
 from nearline.type.v1 import task_pb2

@@ -11,7 +11,7 @@ from services.tape.recall import recall, stage
 
 Task = task_pb2.Task
 
-_HANDLERS: dict[task_pb2.Task.Kind, Callable[[Context, Job, JobContext], Outcome]] = {
+_HANDLERS: dict[task_pb2.Task.Kind.ValueType, Callable[[Context, Job, JobContext], Outcome]] = {
     Task.PLAN_ARCHIVE: plan,
     Task.ARCHIVE: archive,
     Task.CONFIRM: confirm,
@@ -20,6 +20,6 @@ _HANDLERS: dict[task_pb2.Task.Kind, Callable[[Context, Job, JobContext], Outcome
 }
 
 
-def handlers(context: Context) -> dict[task_pb2.Task.Kind, Handler]:
+def handlers(context: Context) -> dict[task_pb2.Task.Kind.ValueType, Handler]:
     """The handlers of tape, working with ``context``."""
     return {kind: partial(handler, context) for kind, handler in _HANDLERS.items()}
