@@ -7,7 +7,7 @@ its connection before the commit, is repeated from its start.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
@@ -86,7 +86,7 @@ class Database:
         parameters: Mapping[str, Any] | None = None,
         *,
         batch: int = 1000,
-    ) -> AsyncIterator[Sequence[Row[Any]]]:
+    ) -> AsyncGenerator[Sequence[Row[Any]], None]:
         """The rows of ``statement`` in batches, from a cursor of the server's.
 
         Holds a connection and a snapshot while it runs: PostgreSQL ends it when no batch is asked

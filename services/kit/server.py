@@ -10,6 +10,7 @@ Wire it up and run it::
 
 import asyncio
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -252,7 +253,8 @@ def run(main: Coroutine[Any, Any, None]) -> int:
     try:
         uvloop.run(main)
     except ConfigError as error:
-        log.error("configuration", why=str(error))
+        # Logging may not be configured yet.
+        sys.stderr.write(f"{error}\n")
         return 2
     return 0
 

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -21,7 +21,7 @@ from services.kit.db import Database, copy_into
 from services.kit.errors import Aborted, DeadlineExceeded, Unavailable
 
 
-def execute(connection: Connection, sql: str, **values: Any) -> Any:
+def execute(connection: Connection, /, sql: str, **values: Any) -> Any:
     result = connection.execute(text(sql), values)
     return result.fetchall() if result.returns_rows else None
 
@@ -240,8 +240,8 @@ def test_a_stream_whose_connection_dies_is_unavailable(numbers: Database) -> Non
 
 
 def test_a_cancelled_stream_gives_its_connection_back(database: Database) -> None:
-    async def drain(stream: AsyncIterator[Any]) -> None:
-        async with aclosing(stream) as batches:  # type: ignore[type-var]
+    async def drain(stream: AsyncGenerator[Any, None]) -> None:
+        async with aclosing(stream) as batches:
             async for _ in batches:
                 started.set()
 

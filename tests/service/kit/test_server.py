@@ -305,7 +305,7 @@ async def test_the_operations_port_answers_health_and_reflection_only(mesh: Mesh
         for arity in ARITIES:
             error = await failure(EchoStub(channel).call(arity, "a"))
             assert (type(error), error.reason) == (errors.Unauthenticated, "OPERATIONS_PORT")
-        unknown = channel.unary_unary("/no.Such/Method")
+        unknown: Any = channel.unary_unary("/no.Such/Method")
         assert isinstance(await failure(unknown(b"", timeout=5)), errors.Unauthenticated)
 
 
@@ -348,7 +348,7 @@ async def test_a_public_server_admits_by_its_own_interceptor(mesh: Mesh) -> None
             assert (type(error), error.reason) == (errors.Unauthenticated, "TOKEN_INVALID")
         error = await failure(stub.unary(StringValue(), metadata=(good, forged)))
         assert (type(error), error.reason) == (errors.PermissionDenied, "IDENTITY_NOT_ALLOWED")
-        unknown = channel.unary_unary("/no.Such/Method")
+        unknown: Any = channel.unary_unary("/no.Such/Method")
         assert isinstance(await failure(unknown(b"")), errors.Unauthenticated)
         health = health_pb2_grpc.HealthStub(channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1

@@ -41,7 +41,7 @@ def test_uid_zero_is_not_absent() -> None:
 def test_unknown_roles_grant_nothing() -> None:
     message = identity_pb2.Identity(user="ann")
     message.groups.add(group="none")
-    message.groups.add(group="future", role=99)  # type: ignore[arg-type]
+    message.groups.add(group="future", role=99)
     assert identity.from_proto(message).groups == {}
 
 
