@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import tempfile
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -64,8 +66,7 @@ def _gateway(site: Site, _driver: str) -> Table:
             "issuer": site.idp.issuer,
             "audience": "nearline",
             "posix_claims": True,
-            # The test users have the ids of whoever runs the stack unless that is root.
-            "min_uid": min(1000, os.getuid() or 1000),
+            "min_uid": _min_uid(),
             "introspection": {
                 "client_id": "gateway",
                 "client_secret": site.idp.gateway_secret_path,
@@ -84,17 +85,41 @@ def _monitor(site: Site, _driver: str) -> Table:
 
 
 def _transfer(site: Site, _driver: str) -> Table:
-    return {"s3": _s3(site), **_peers(site, "transfer", "catalog", "monitor")}
+    return {
+        "cache": _cache(site),
+        "posix": {"roots": _roots(site), "min_uid": _min_uid()},
+        **_peers(site, "transfer", "catalog", "monitor"),
+    }
 
 
 def _tape(site: Site, driver: str) -> Table:
     xrootd: Table = {"url": site.xrootd.url, "keytab": site.xrootd.keytab}
-    directory: Table = {"path": site.directory / "tape"}
+    directory: Table = {"directory": site.directory / "tape"}
     return {
-        "s3": _s3(site),
-        "endpoint": {"xrootd": xrootd} if driver == "xrootd" else {"directory": directory},
+        "cache": _cache(site),
+        "endpoint": xrootd if driver == "xrootd" else directory,
+        # Somebody is watching: a file is on tape within seconds, not within the hour.
+        "archive": {
+            "every_seconds": 2.0,
+            "min_age_seconds": 2,
+            "flush_seconds": 5.0,
+            "target_bytes": 1 << 30,
+            "confirm_seconds": 1.0,
+        },
+        "recall": {"poll_seconds": 1.0},
         **_peers(site, "tape", "catalog", "monitor"),
     }
+
+
+def _roots(site: Site) -> list[str]:
+    """Homes of the test users and scratch space; one's own home too, where one is served."""
+    own = [] if os.getuid() == 0 else [pwd.getpwuid(os.getuid()).pw_dir]
+    return [str(site.homes), tempfile.gettempdir(), *own]
+
+
+def _min_uid() -> int:
+    # The test users have the ids of whoever runs the stack, unless that is root.
+    return min(1000, os.getuid() or 1000)
 
 
 def _server(site: Site, name: str) -> Table:
@@ -130,7 +155,7 @@ def _database(site: Site, name: str) -> Table:
     return {"host": HOST, "port": port, "name": name, "user": name, "password": password}
 
 
-def _s3(site: Site) -> Table:
+def _cache(site: Site) -> Table:
     seaweed = site.seaweed
     return {
         "endpoint": seaweed.store.endpoint,

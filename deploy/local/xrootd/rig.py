@@ -85,6 +85,8 @@ class XrootdRig:
         missing = _missing_programs()
         if missing:
             return f"{', '.join(missing)} not found; as root: apt-get install {PACKAGES}"
+        if problem := _name_problem():
+            return problem
         self.layout.directory.mkdir(parents=True, exist_ok=True)
         try:
             self._identity()
@@ -183,6 +185,16 @@ def _missing_programs() -> list[str]:
     if _headers() is None:
         missing.append("XrdOfs/XrdOfsPrepare.hh")
     return missing
+
+
+def _name_problem() -> str | None:
+    """Why xrootd would end at its start: it looks up this machine's own name."""
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        return f"the name of this machine does not resolve ({error}); add it to /etc/hosts: {name}"
+    return None
 
 
 def _headers() -> Path | None:
