@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.fixtures.parts", "tests.fixtures.stack", "tests.fixtures.idp", "tests.fixtures.tape"]
+pytest_plugins = [
+    "tests.fixtures.parts",
+    "tests.fixtures.stack",
+    "tests.fixtures.idp",
+    "tests.fixtures.tape",
+]
 
 _ORDER = ("unit", "contract", "service", "e2e", "robustness")
 
