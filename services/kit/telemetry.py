@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
@@ -83,26 +84,47 @@ def serve_metrics(listen: str) -> int:
     return int(server.server_port)
 
 
+class _Meters(NamedTuple):
+    """The meters of one method; looking them up by label costs more than counting."""
+
+    started: Counter
+    active: Gauge
+    seconds: Histogram
+
+
+@cache
+def _meters(service: str, method: str) -> _Meters:
+    labels = (service, method)
+    return _Meters(_STARTED.labels(*labels), _ACTIVE.labels(*labels), _SECONDS.labels(*labels))
+
+
+@cache
+def _handled(service: str, method: str, code: str) -> Counter:
+    return _HANDLED.labels(service, method, code)
+
+
 class RpcRecord:
     """Counts and times one RPC and writes its access line at the end."""
 
-    __slots__ = ("_method", "_names", "_quiet", "_start")
+    __slots__ = ("_meters", "_method", "_names", "_quiet", "_start")
 
     def __init__(self, method: str, *, quiet: bool = False) -> None:
         """Begin ``method`` (``/package.Service/Method``); ``quiet`` logs success as debug."""
         self._method = method
-        self._names = tuple(method[1:].split("/", 1))
+        service, _, name = method[1:].partition("/")
+        self._names = (service, name)
         self._quiet = quiet
         self._start = time.perf_counter()
-        _STARTED.labels(*self._names).inc()
-        _ACTIVE.labels(*self._names).inc()
+        self._meters = _meters(service, name)
+        self._meters.started.inc()
+        self._meters.active.inc()
 
     def end(self, code: grpc.StatusCode, error: NearlineError | None = None) -> None:
         """The RPC ended with ``code``, because of ``error`` when there was one."""
         seconds = time.perf_counter() - self._start
-        _ACTIVE.labels(*self._names).dec()
-        _SECONDS.labels(*self._names).observe(seconds)
-        _HANDLED.labels(*self._names, code.name).inc()
+        self._meters.active.dec()
+        self._meters.seconds.observe(seconds)
+        _handled(*self._names, code.name).inc()
         fields: dict[str, Any] = {"reason": error.reason, "why": error.message} if error else {}
         log.log(
             self._level(code),
