@@ -36,6 +36,9 @@ class Role(IntEnum):
     MANAGER = identity_pb2.Identity.MANAGER
 
 
+_ROLES = frozenset(Role)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A user, the role in each group, and POSIX ids where the token claims them.
@@ -162,11 +165,10 @@ def from_proto(message: identity_pb2.Identity) -> Identity:
 
     Roles that this version does not know grant nothing: their groups are left out.
     """
-    known = {role.value for role in Role}
     try:
         return Identity(
             user=message.user,
-            groups={g.group: Role(g.role) for g in message.groups if g.role in known},
+            groups={g.group: Role(g.role) for g in message.groups if g.role in _ROLES},
             uid=message.uid if message.HasField("uid") else None,
             gid=message.gid if message.HasField("gid") else None,
             gids=tuple(message.gids),
