@@ -36,7 +36,7 @@ class Role(IntEnum):
     MANAGER = identity_pb2.Identity.MANAGER
 
 
-_ROLES = frozenset(Role)
+_ROLES = frozenset(role.value for role in Role)
 
 
 @dataclass(frozen=True, slots=True)
