@@ -1,0 +1,1 @@
+"""The ledger: transactions, their tasks, and the workers that lease them."""

@@ -1,0 +1,261 @@
+"""Workers and their leases: hello, heartbeat, lease, expiry. Each function is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from nearline.monitor.v1 import monitor_pb2
+from nearline.type.v1.task_pb2 import Task
+from services.kit.errors import Aborted
+from services.monitor import books, sql
+from services.monitor.book import Report
+from services.monitor.results import record
+from services.monitor.rules import Ending, Limits
+from services.monitor.schedules import declare
+
+Lease = tuple[int, int]
+"""(task id, token)"""
+
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A worker's stream: ``session`` is the newest of the worker until it connects again."""
+
+    worker: int
+    session: int
+    held: tuple[Lease, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """A task that was just leased; ``txn`` is None for scheduled work."""
+
+    task_id: int
+    token: int
+    txn: int | None
+    kind: int
+    payload: bytes
+    chunk: int | None
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease that a worker holds, and whether its transaction was cancelled."""
+
+    lease: Lease
+    cancelled: bool
+
+
+class SupersededError(Exception):
+    """The worker has connected again: this stream may not act for it any more."""
+
+
+def hello(
+    connection: Connection, hello: monitor_pb2.WorkRequest.Hello, limits: Limits
+) -> Registration:
+    """Register a stream; leases of the worker that it does not hold are free again at once."""
+    values = {
+        "name": hello.worker_id,
+        "service": hello.service,
+        "host": hello.host,
+        "version": hello.version,
+        "slots": hello.slots,
+    }
+    worker, session = sql.rows(connection, _HELLO, values)[0]
+    declare(connection, hello.schedules)
+    held = {(lease.task_id, lease.token) for lease in hello.held}
+    leased = {held.lease for held in held_by(connection, worker)}
+    lost = [Report(*lease, Ending.LOST, blameless=True) for lease in sorted(leased - held)]
+    if lost:
+        record(connection, lost, limits)
+    return Registration(worker, session, tuple(sorted(leased & held)))
+
+
+def heartbeat(
+    connection: Connection,
+    stream: Registration,
+    trouble: str,
+    progress: Iterable[monitor_pb2.WorkRequest.Progress],
+) -> list[Held]:
+    """Extend all leases of the worker, keep what runs for display; what the worker holds.
+
+    Raises SupersededError when the worker has a newer stream.
+    """
+    values = (trouble, stream.worker, stream.session)
+    if not sql.run(connection, _SEEN, values):
+        raise SupersededError
+    rows = [
+        (p.lease.task_id, p.lease.token, p.files_done, p.bytes_done, p.waiting_for)
+        for p in progress
+    ]
+    moved = sql.rows_of_values(connection, _PROGRESS, rows)
+    books.notify(connection, {seq for (seq,) in moved if seq is not None}, ())
+    return held_by(connection, stream.worker)
+
+
+def goodbye(connection: Connection, stream: Registration) -> None:
+    """Note that the stream has ended; its leases go on until they run out."""
+    statement = "UPDATE worker SET connected = false WHERE id = %s AND session = %s"
+    sql.run(connection, statement, (stream.worker, stream.session))
+
+
+def held_by(connection: Connection, worker: int) -> list[Held]:
+    """The leases of a worker."""
+    return [Held((id_, token), off) for id_, token, off in sql.rows(connection, _HELD, (worker,))]
+
+
+def lease(
+    connection: Connection, stream: Registration, kinds: Sequence[int], most: int
+) -> tuple[list[Leased], set[int]]:
+    """Up to ``most`` ready tasks, shared evenly among ``kinds``, and the kinds with none left.
+
+    Raises SupersededError when the worker has a newer stream, Aborted when another replica was
+    about to lease a task of the same key.
+    """
+    # Shared with heartbeats of this stream only: a new stream of the worker waits, then sees all.
+    statement = "SELECT 1 FROM worker WHERE id = %s AND session = %s FOR SHARE"
+    if not sql.rows(connection, statement, (stream.worker, stream.session)):
+        raise SupersededError
+    leased: list[Leased] = []
+    empty: set[int] = set()
+    left = list(kinds)
+    while left and len(leased) < most:
+        kind = left.pop(0)
+        share = -(-(most - len(leased)) // (len(left) + 1))
+        values = {"kind": kind, "most": share, "worker": stream.worker}
+        found = [Leased(*row[:4], bytes(row[4]), *row[5:]) for row in sql.rows(connection, _LEASE, values)]
+        leased += found
+        if len(found) < share:
+            empty.add(kind)
+    return leased, empty
+
+
+def begin(connection: Connection, seqs: Collection[int]) -> None:
+    """Show transactions as running, of which a task was leased for the first time."""
+    found = books.lock(connection, seqs)
+    fresh = [book for book in found.values() if not book.begun and not book.finished]
+    for book in fresh:
+        book.begun = True
+    books.settle(connection, fresh, set())
+
+
+def specs(connection: Connection, seqs: Collection[int]) -> dict[int, bytes]:
+    """The serialized TransactionSpec of each transaction."""
+    statement = "SELECT seq, spec FROM txn WHERE seq = ANY(%s)"
+    return {seq: bytes(spec) for seq, spec in sql.rows(connection, statement, (list(seqs),))}
+
+
+def ready_kinds(connection: Connection) -> set[int]:
+    """Kinds of which at least one task is ready."""
+    return {kind for (kind,) in sql.rows(connection, _READY_KINDS, (list(Task.Kind.values()),))}
+
+
+def promote(connection: Connection) -> int:
+    """Make delayed tasks ready whose time has come; how many."""
+    promoted = sql.rows(connection, _PROMOTE, (_BATCH,))
+    books.notify(connection, (), {kind for (kind,) in promoted})
+    return len(promoted)
+
+
+def expire(connection: Connection, lease_seconds: float, limits: Limits) -> int:
+    """Take back leases of workers that gave no sign of life; how many leases."""
+    return _lose(connection, sql.rows(connection, _EXPIRED, (lease_seconds, _BATCH)), limits)
+
+
+def abandon(connection: Connection, patience_seconds: float, limits: Limits) -> int:
+    """End leases of cancelled transactions whose workers did not let go; how many."""
+    return _lose(connection, sql.rows(connection, _STUCK, (patience_seconds, _BATCH)), limits)
+
+
+def _lose(connection: Connection, leases: Sequence[sql.Row], limits: Limits) -> int:
+    if leases:
+        reports = [Report(task, token, Ending.LOST) for task, token in leases]
+        return sum(record(connection, reports, limits))
+    return 0
+
+
+def conflict() -> Aborted:
+    """Another replica leased a task of the same key at the same moment."""
+    return Aborted("KEY_BUSY", "a task of the same key was leased elsewhere", retry_after=0.1)
+
+
+_HELLO = """
+INSERT INTO worker AS w (name, service, host, version, slots, session, connected, seen_at)
+VALUES (%(name)s, %(service)s, %(host)s, %(version)s, %(slots)s, 1, true, now())
+ON CONFLICT (name) DO UPDATE
+SET service = excluded.service, host = excluded.host, version = excluded.version,
+    slots = excluded.slots, session = w.session + 1, connected = true, seen_at = now(), trouble = ''
+RETURNING id, session
+"""
+
+_SEEN = "UPDATE worker SET seen_at = now(), trouble = %s WHERE id = %s AND session = %s"
+
+_PROGRESS = """
+UPDATE task SET live_files = v.files, live_bytes = v.bytes, live_note = v.note
+FROM (VALUES (NULL::bigint, NULL::int, NULL::bigint, NULL::bigint, NULL::text), %s)
+     AS v (id, token, files, bytes, note)
+WHERE task.id = v.id AND task.token = v.token AND task.state = 2
+  AND (task.live_files, task.live_bytes, task.live_note) <> (v.files, v.bytes, v.note)
+RETURNING task.txn
+"""
+
+_HELD = """
+SELECT t.id, t.token, x.cancelled_at IS NOT NULL
+FROM task t LEFT JOIN txn x ON x.seq = t.txn WHERE t.holder = %s
+"""
+
+# Tasks of a key that is being worked on wait; of several of one key in the batch one is taken.
+_LEASE = """
+WITH candidate AS MATERIALIZED (
+  SELECT id, key FROM task t
+  WHERE state = 1 AND kind = %(kind)s
+    AND (key IS NULL OR NOT EXISTS (SELECT FROM task o WHERE o.key = t.key AND o.state = 2))
+  ORDER BY priority, vt, id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+), chosen AS (
+  SELECT id FROM candidate WHERE key IS NULL
+  UNION ALL SELECT min(id) FROM candidate WHERE key IS NOT NULL GROUP BY key
+), leased AS (
+  UPDATE task t
+  SET state = 2, holder = %(worker)s, worker = %(worker)s, token = token + 1, attempt = attempt + 1
+  FROM chosen WHERE t.id = chosen.id
+  RETURNING t.id, t.token, t.txn, t.kind, t.payload, t.chunk, t.attempt, t.vt
+)
+SELECT id, token, txn, kind, payload, chunk, attempt FROM leased ORDER BY vt, id
+"""
+
+_READY_KINDS = """
+SELECT kind FROM unnest(%s::smallint[]) AS kind
+WHERE EXISTS (SELECT FROM task t WHERE t.state = 1 AND t.kind = kind.kind)
+"""
+
+# A task that waited long must not pull the clock of its kind back behind everybody else.
+_PROMOTE = """
+WITH due AS (
+  SELECT id, kind FROM task WHERE state = 3 AND not_before <= now()
+  ORDER BY not_before LIMIT %s FOR UPDATE SKIP LOCKED
+), clock AS (
+  SELECT kind, (SELECT t.vt FROM task t WHERE t.state = 1 AND t.kind = kinds.kind
+                ORDER BY t.priority, t.vt, t.id LIMIT 1) AS vt
+  FROM (SELECT DISTINCT kind FROM due) AS kinds
+)
+UPDATE task SET state = 1, not_before = NULL, vt = greatest(task.vt, clock.vt)
+FROM due JOIN clock USING (kind) WHERE task.id = due.id
+RETURNING task.kind
+"""
+
+_EXPIRED = """
+SELECT t.id, t.token FROM task t JOIN worker w ON w.id = t.holder
+WHERE w.seen_at < now() - %s * interval '1 second' ORDER BY t.id LIMIT %s
+"""
+
+_STUCK = """
+SELECT t.id, t.token FROM txn x JOIN task t ON t.txn = x.seq AND t.holder IS NOT NULL
+WHERE x.finished_at IS NULL AND x.cancelled_at < now() - %s * interval '1 second'
+ORDER BY t.id LIMIT %s
+"""
