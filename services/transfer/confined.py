@@ -1,0 +1,120 @@
+"""Directories by path, never outside the allowed roots, whatever is renamed or linked meanwhile."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from services.transfer.filefailures import FileCode, FileError, failure
+
+_OPEN_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CACHED = 32
+
+
+def is_under(path: bytes, root: bytes) -> bool:
+    """Whether ``path`` is ``root`` or below it; both absolute and clean."""
+    return path == root or path.startswith(root if root.endswith(b"/") else root + b"/")
+
+
+def split(path: bytes) -> tuple[bytes, bytes]:
+    """Directory and name of an absolute clean path; the root is the name ``.`` in itself."""
+    parent, _, name = path.rpartition(b"/")
+    return parent or b"/", name or b"."
+
+
+def join(directory: bytes, name: bytes) -> bytes:
+    """The path of ``name`` in ``directory``."""
+    return b"/" + name if directory == b"/" else b"%b/%b" % (directory, name)
+
+
+class _Opened(NamedTuple):
+    """A descriptor (O_PATH) of a directory, and its path without symbolic links."""
+
+    descriptor: int
+    real: bytes
+
+
+class Directories:
+    """Opens directories for one user and one task; keeps the last few open.
+
+    The descriptors only name a directory: every access below them is checked by the kernel again.
+    Symbolic links in the way to a directory are followed, as the user, but what is reached must be
+    under a root.
+    """
+
+    def __init__(self, roots: Sequence[bytes]) -> None:
+        self._roots = roots
+        self._open: OrderedDict[bytes, _Opened] = OrderedDict()
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        while self._open:
+            os.close(self._open.popitem()[1].descriptor)
+
+    def get(self, path: bytes) -> int:
+        """A descriptor of the directory at ``path``, valid until the next call.
+
+        Raises OSError or FileError (OUTSIDE_ROOTS).
+        """
+        opened = self._lookup(path)
+        self._check(opened.real)
+        return opened.descriptor
+
+    def entry(self, path: bytes) -> tuple[int, bytes]:
+        """A descriptor of the directory that holds ``path``, and the name in it. Like `get`."""
+        parent, name = split(path)
+        opened = self._lookup(parent)
+        self._check(opened.real if name == b"." else join(opened.real, name))
+        return opened.descriptor, name
+
+    def real(self, path: bytes) -> bytes:
+        """``path`` without symbolic links before its last component. Raises like `get`."""
+        parent, name = split(path)
+        real = self._lookup(parent).real
+        return real if name == b"." else join(real, name)
+
+    def _check(self, real: bytes) -> None:
+        if not any(is_under(real, root) for root in self._roots):
+            raise FileError(failure(FileCode.OUTSIDE_ROOTS))
+
+    def _lookup(self, path: bytes) -> _Opened:
+        found = self._open.get(path)
+        if found is None:
+            found = self._open[path] = self._resolve(path)
+            if len(self._open) > _CACHED:
+                os.close(self._open.popitem(last=False)[1].descriptor)
+        else:
+            self._open.move_to_end(path)
+        return found
+
+    def _resolve(self, path: bytes) -> _Opened:
+        parent, name = split(path)
+        above = self._open.get(parent)
+        if above is not None and above.real == parent:
+            # The usual case of a walk: one step down from a directory that is open.
+            with suppress(NotADirectoryError):
+                step = os.open(name, _OPEN_DIRECTORY, dir_fd=above.descriptor)
+                self._open.move_to_end(parent)
+                return _Opened(step, path)
+        real = os.path.realpath(path, strict=True)
+        return _Opened(open_unlinked(real), real)
+
+
+def open_unlinked(real: bytes) -> int:
+    """Open (O_PATH) a directory whose path must not have a symbolic link any more.
+
+    What was a directory when the path was resolved and is a link now fails with ENOTDIR: each
+    component is opened below the one before it without following links.
+    """
+    descriptor = os.open(b"/", _OPEN_DIRECTORY)
+    for part in real.split(b"/"):
+        if part:
+            try:
+                below = os.open(part, _OPEN_DIRECTORY, dir_fd=descriptor)
+            finally:
+                os.close(descriptor)
+            descriptor = below
+    return descriptor

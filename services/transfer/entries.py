@@ -1,0 +1,115 @@
+"""What was found at a path. Pure."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+
+import msgspec
+
+from services.transfer.filefailures import FileCode, FileFailure
+
+NO_XATTRS: Mapping[bytes, bytes] = MappingProxyType({})
+
+
+class Kind(Enum):
+    """What can be stored."""
+
+    FILE = stat.S_IFREG
+    DIRECTORY = stat.S_IFDIR
+    SYMLINK = stat.S_IFLNK
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A path as the walk met it.
+
+    ``path``: absolute raw bytes. ``size``: bytes, 0 unless FILE. ``mode``: 0 to 0o7777. Times in
+    nanoseconds since 1970. ``xattrs``: the ``user.`` namespace, full names to values, raw.
+    """
+
+    path: bytes
+    kind: Kind
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    ctime_ns: int
+    dev: int
+    ino: int
+    nlink: int
+    link_target: bytes = b""
+    xattrs: Mapping[bytes, bytes] = NO_XATTRS
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A path that cannot be stored, and why."""
+
+    path: bytes
+    failure: FileFailure
+
+
+class Metadata(msgspec.Struct, frozen=True, kw_only=True):
+    """What a get restores beside the bytes; the owner is always the user who asked.
+
+    ``gid``: recorded group, given to the file if the user is in it; None leaves the group.
+    """
+
+    mode: int
+    mtime_ns: int
+    gid: int | None = None
+    xattrs: Mapping[bytes, bytes] = NO_XATTRS
+
+
+def kind_of(mode: int) -> Kind | None:
+    """The kind for a full ``st_mode``; None for sockets, pipes and devices."""
+    try:
+        return Kind(stat.S_IFMT(mode))
+    except ValueError:
+        return None
+
+
+def entry_of(
+    path: bytes,
+    info: os.stat_result,
+    kind: Kind,
+    link_target: bytes = b"",
+    xattrs: Mapping[bytes, bytes] = NO_XATTRS,
+) -> Entry:
+    """The entry for what stat returned."""
+    return Entry(
+        path=path,
+        kind=kind,
+        size=info.st_size if kind is Kind.FILE else 0,
+        mode=stat.S_IMODE(info.st_mode),
+        uid=info.st_uid,
+        gid=info.st_gid,
+        mtime_ns=info.st_mtime_ns,
+        ctime_ns=info.st_ctime_ns,
+        dev=info.st_dev,
+        ino=info.st_ino,
+        nlink=info.st_nlink,
+        link_target=link_target,
+        xattrs=xattrs,
+    )
+
+
+def unchanged(before: os.stat_result, after: os.stat_result) -> bool:
+    """Whether nothing wrote to the file in between.
+
+    The change time counts too: it moves with every write, also where the modification time is set
+    back afterwards.
+    """
+    return _stamp(before) == _stamp(after)
+
+
+def _stamp(info: os.stat_result) -> tuple[int, ...]:
+    return (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def unsupported(mode: int) -> FileCode:
+    """The code for a path that is not a regular file where one is wanted."""
+    return FileCode.IS_A_DIRECTORY if stat.S_ISDIR(mode) else FileCode.UNSUPPORTED_TYPE

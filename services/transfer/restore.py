@@ -1,0 +1,101 @@
+"""Putting metadata back, with the user's own rights, and telling what could not be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+
+from services.transfer.entries import Metadata
+
+_NO_XATTRS_HERE = frozenset({errno.ENOTSUP, errno.EPERM, errno.E2BIG, errno.ENOSPC, errno.ERANGE})
+
+
+def temporary_name() -> bytes:
+    """A short name beside the target: also a name of 255 bytes can be written and renamed."""
+    return b".nl-" + secrets.token_hex(8).encode()
+
+
+def apply(target: int | bytes, metadata: Metadata) -> tuple[str, ...]:
+    """Set the metadata of an open file or a path; return what the user may not set.
+
+    That is any of ``xattrs``, ``group``, ``mode`` and ``mtime``. The order matters: attributes need
+    a writable file, changing the group clears setuid, and all but the last change the times.
+    """
+    before = os.stat(target)
+    lost = [
+        "xattrs" if not _set_xattrs(target, metadata) else "",
+        "group" if not _set_group(target, before.st_gid, metadata.gid) else "",
+        "mode" if not _set_mode(target, metadata.mode) else "",
+        "mtime" if not _set_times(target, metadata.mtime_ns) else "",
+    ]
+    return tuple(filter(None, lost))
+
+
+def apply_to_link(directory: int, name: bytes, metadata: Metadata) -> tuple[str, ...]:
+    """As `apply` for a symbolic link, which has no mode and no attributes of its own."""
+    times = (metadata.mtime_ns, metadata.mtime_ns)
+    os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+    if metadata.gid is None:
+        return ()
+    try:
+        os.chown(name, -1, metadata.gid, dir_fd=directory, follow_symlinks=False)
+    except PermissionError:
+        return ("group",)
+    return ()
+
+
+def replace(directory: int, temporary: bytes, name: bytes) -> None:
+    """Give a finished temporary file its name, in one step; nothing is left when that fails."""
+    try:
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        # Also after success: renaming one name of an inode to another of it does nothing.
+        remove(directory, temporary)
+
+
+def remove(directory: int, temporary: bytes) -> None:
+    """Remove a temporary file if it is still there."""
+    with suppress(OSError):
+        os.unlink(temporary, dir_fd=directory)
+
+
+def _set_xattrs(target: int | bytes, metadata: Metadata) -> bool:
+    complete = True
+    for name, value in metadata.xattrs.items():
+        try:
+            os.setxattr(target, name, value)
+        except OSError as error:
+            if error.errno not in _NO_XATTRS_HERE:
+                raise
+            complete = False
+    return complete
+
+
+def _set_group(target: int | bytes, present: int, wanted: int | None) -> bool:
+    if wanted is None or wanted == present:
+        return True
+    try:
+        os.chown(target, -1, wanted)
+    except PermissionError:
+        return False
+    return True
+
+
+def _set_mode(target: int | bytes, mode: int) -> bool:
+    try:
+        os.chmod(target, mode)
+    except PermissionError:
+        return False
+    # The kernel drops setgid silently where the user is not in the file's group.
+    return stat.S_IMODE(os.stat(target).st_mode) == mode
+
+
+def _set_times(target: int | bytes, mtime_ns: int) -> bool:
+    try:
+        os.utime(target, ns=(mtime_ns, mtime_ns))
+    except PermissionError:
+        return False
+    return True
