@@ -25,6 +25,7 @@ def up(stack: Stack, _arguments: argparse.Namespace) -> int:
     """Start everything and wait until it is healthy."""
     stack.up()
     say(f"the stack is up in {stack.site.directory}")
+    say('to use it as alice: eval "$(.venv/bin/python -m deploy.local env alice)"')
     return 0
 
 
@@ -66,9 +67,12 @@ def logs(stack: Stack, arguments: argparse.Namespace) -> int:
     os.execvp(command[0], command)
 
 
-def environment(stack: Stack, _arguments: argparse.Namespace) -> int:
-    """Print what a shell needs to use this stack with nlds and grpcurl."""
-    for name, value in stack.environment().items():
+def environment(stack: Stack, arguments: argparse.Namespace) -> int:
+    """Print what a shell needs to use nlds with this stack; logs USER in when named."""
+    variables = stack.environment()
+    if arguments.user:
+        variables["NEARLINE_CONFIG"] = str(stack.login(arguments.user))
+    for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
 
@@ -122,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     log = add("logs", logs)
     log.add_argument("name", choices=PARTS, metavar="NAME")
     log.add_argument("-f", "--follow", action="store_true", help="go on as it grows")
-    add("env", environment)
+    add("env", environment).add_argument("user", metavar="USER", nargs="?", help="a test user")
     add("home", home).add_argument("user", metavar="USER")
     add("wipe", wipe).add_argument("--yes", action="store_true", help="really")
     return parser

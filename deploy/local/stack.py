@@ -8,14 +8,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import nearline_client
 from deploy.local import people
 from deploy.local.configs import Overrides
 from deploy.local.errors import StackError
-from deploy.local.files import exclusive
+from deploy.local.files import exclusive, make_directory
 from deploy.local.parts import BACKENDS, PARTS, SERVICES, Parts
 from deploy.local.process import Supervisor
 from deploy.local.site import Site
 from deploy.local.wait import wait_until
+from nearline_client import Client
+from nearline_client.auth import Credentials
+from nearline_client.auth_errors import AuthError
+from nearline_client.config import ClientConfig, save_config
 
 
 @dataclass(frozen=True)
@@ -118,11 +123,36 @@ class Stack:
             "NEARLINE_ISSUER": self.site.idp.issuer,
         }
 
+    def login(self, user: str) -> Path:
+        """Log a test user in and return the configuration file that `nlds` is to use.
+
+        Raises StackError for an unknown name or when the provider does not answer.
+        """
+        file = (
+            make_directory(self.site.directory / "clients" / self._user(user), 0o700)
+            / "config.toml"
+        )
+        config = ClientConfig(
+            url=f"https://{self.site.address('gateway')}",
+            ca_file=self.site.authority.certificate,
+            issuer=self.site.idp.issuer,
+            user=user,
+        )
+        save_config(config, file)
+        try:
+            # The password of a test user is the name.
+            Credentials(config, config_file=file, environ={}).login_with_password(user, user)
+        except AuthError as error:
+            raise StackError(f"{user} cannot be logged in: {error}") from error
+        return file
+
+    def client(self, user: str) -> Client:
+        """A Python client that is logged in as a test user; use it in a ``with`` statement."""
+        return nearline_client.connect(config=self.login(user))
+
     def home(self, user: str) -> Path:
         """The home directory of a test user. Raises StackError for an unknown name."""
-        if user not in people.posix_ids():
-            raise StackError(f"no test user {user}; there are {', '.join(people.posix_ids())}")
-        return self.site.homes / user
+        return self.site.homes / self._user(user)
 
     def _start(self, names: Sequence[str]) -> None:
         if names:
@@ -145,6 +175,11 @@ class Stack:
         pid = self.supervisor.pid(name)
         trouble = "not running" if pid is None else self._parts.trouble(name)
         return PartStatus(name, pid, ports, trouble)
+
+    def _user(self, name: str) -> str:
+        if name not in people.posix_ids():
+            raise StackError(f"no test user {name}; there are {', '.join(people.posix_ids())}")
+        return name
 
     def _known(self, name: str) -> str:
         if name not in PARTS:
