@@ -73,6 +73,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. Errors are shown as one line on standard error."""
     _tolerate_any_text()
+    # gRPC would log beside the one line of an error; read when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     state = State()
     try:
         # A command returns its exit code; None is 0.
