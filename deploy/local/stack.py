@@ -128,10 +128,8 @@ class Stack:
 
         Raises StackError for an unknown name or when the provider does not answer.
         """
-        file = (
-            make_directory(self.site.directory / "clients" / self._user(user), 0o700)
-            / "config.toml"
-        )
+        clients = make_directory(self.site.directory / "clients", 0o700)
+        file = make_directory(clients / self._user(user), 0o700) / "config.toml"
         config = ClientConfig(
             url=f"https://{self.site.address('gateway')}",
             ca_file=self.site.authority.certificate,
