@@ -2,12 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nearline.type.v1 import storage_pb2
 from nearline_client import names
 from services.kit import paxtar
 from services.kit.catalogclient import Blob, CatalogClient, Member
 from services.kit.objectstore import ObjectStore
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Attributes = storage_pb2.Attributes
 
@@ -64,13 +68,13 @@ class Pack:
         return not self._members or len(self._data) + size + 1024 <= self._capacity
 
     def add(
-        self, file_id: int, path: str, attributes: Attributes, content: bytes, *, new: bool
+        self, file_id: int, path: str, attributes: Attributes, content: "Buffer", *, new: bool
     ) -> Member:
         """Append a file; ``new`` (a PUT): its attributes and digest become the file's."""
         self._data += paxtar.member_header(tar_member(path, attributes))
         offset = len(self._data)
         self._data += content
-        self._data += paxtar.padding(len(content))
+        self._data += paxtar.padding(len(self._data) - offset)
         return self._append(file_id, offset, attributes, digest_of(attributes, content), new=new)
 
     def link(self, file_id: int, path: str, attributes: Attributes, first: Member, to: str) -> None:
@@ -110,7 +114,7 @@ class Pack:
         return member
 
 
-def digest_of(attributes: Attributes, content: bytes) -> bytes:
+def digest_of(attributes: Attributes, content: "Buffer") -> bytes:
     """SHA-256 of a file's content; empty for what has none."""
     if attributes.type != Attributes.FILE:
         return b""

@@ -1,0 +1,30 @@
+"""``python -m services.transfer --config FILE``: answers the mesh; its processes move the bytes."""
+
+from nearline.transfer.v1 import transfer_pb2_grpc
+from services.kit.entry import main
+from services.kit.server import Server
+from services.transfer.config import TransferConfig
+from services.transfer.processes import Processes, worker_command
+from services.transfer.servicer import TransferServicer
+
+
+async def serve(config: TransferConfig) -> None:
+    """Serve until told to stop; the worker processes drain first."""
+    processes = Processes(worker_command(), config.processes, config.server.grace_seconds)
+    server = Server(config.server)
+    servicer = TransferServicer(processes, config.posix.roots)
+    server.add(transfer_pb2_grpc.add_TransferServiceServicer_to_server, servicer)
+    server.on_drain(processes.stop)
+    processes.start()
+    await server.run()
+
+
+def work(config: TransferConfig) -> None:
+    """One worker process. What moves bytes is imported here, so the server stays small."""
+    from services.transfer import handlers
+
+    handlers.run(config)
+
+
+if __name__ == "__main__":
+    main("transfer", TransferConfig, serve, {"work": work})

@@ -1,0 +1,249 @@
+"""DOWNLOAD: reads slices of blobs from the cache, verifies them, and writes files as the user."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from nearline.type.v1 import storage_pb2, task_pb2
+from nearline_client import names
+from services.kit import spans
+from services.kit.catalogclient import Blob
+from services.kit.errors import NotFound
+from services.kit.jobs import Done, Job, JobContext, new_task
+from services.transfer.context import Context, record_failure
+from services.transfer.entries import Metadata
+from services.transfer.filefailures import FileError
+from services.transfer.planning import cost
+from services.transfer.userfs import UserFiles
+
+log = structlog.get_logger(__name__)
+
+Attributes = storage_pb2.Attributes
+StoredFile = storage_pb2.StoredFile
+Slice = storage_pb2.Slice
+
+RUN_BYTES = 8 << 20
+"""Most bytes read with one request; larger files are streamed."""
+GAP_BYTES = 64 << 10
+"""Bytes between two wanted slices that cost less to read than another request."""
+
+
+class Damaged(Exception):
+    """The bytes in the cache are not those that were stored."""
+
+
+def download(context: Context, job: Job, ctx: JobContext) -> Done:
+    """Restore the payload's files; those whose cache copy is lost are looked up again."""
+    task = task_pb2.FilesTask.FromString(job.payload)
+    ctx.files_at_stake = spans.count(task.files)
+    options = task_pb2.GetOptions.FromString(job.transaction.options)
+    files = list(context.catalog.files(task.files))
+    with context.serving(job) as user:
+        return _Download(context, ctx, user, names.decode(options.target)).run(files)
+
+
+def place(target: bytes, path: str) -> bytes:
+    """Where a file goes: its whole path below ``target``, or its own path without one."""
+    return target.rstrip(b"/") + names.decode(path)
+
+
+def metadata_of(attributes: Attributes) -> Metadata:
+    """What is restored beside the bytes."""
+    return Metadata(
+        mode=attributes.mode,
+        mtime_ns=attributes.mtime_ns,
+        gid=attributes.gid,
+        xattrs={names.decode(key): value for key, value in attributes.xattrs.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A file and the slice of a cache blob that holds its bytes."""
+
+    file: StoredFile
+    slice: Slice
+
+
+class _Download:
+    def __init__(self, context: Context, ctx: JobContext, user: UserFiles, target: bytes) -> None:
+        self._context, self._ctx, self._user, self._target = context, ctx, user, target
+        self._parents: set[bytes] = set()
+        self._linked: dict[tuple[int, str, bytes], bytes] = {}
+        self._again: list[StoredFile] = []
+        self._lost: Counter[str] = Counter()
+        self._files = self._bytes = 0
+
+    def run(self, files: Sequence[StoredFile]) -> Done:
+        self._write_empty([file for file in files if not file.attributes.size])
+        pieces = self._cached([file for file in files if file.attributes.size])
+        for run in runs(pieces):
+            self._ctx.check()
+            self._restore(run)
+        tasks = []
+        if self._again:
+            size = sum(file.attributes.size for file in self._again)
+            numbers = spans.to_ranges(file.id for file in self._again)
+            payload = task_pb2.FilesTask(files=numbers, bytes=size)
+            tasks.append(new_task(task_pb2.Task.RESOLVE, payload, cost=cost(len(self._again), 0)))
+        return Done(
+            files_done=self._files,
+            bytes_done=self._bytes,
+            follow_ups=tasks,
+            warnings=[
+                f"{what} of {count} files not restored" for what, count in self._lost.items()
+            ],
+        )
+
+    def _cached(self, files: Iterable[StoredFile]) -> list[Piece]:
+        pieces = []
+        for file in files:
+            cached = next((one for one in file.slices if one.tier == Blob.CACHE), None)
+            if cached is None:
+                self._again.append(file)  # Evicted since it was planned.
+            else:
+                pieces.append(Piece(file, cached))
+        return pieces
+
+    def _write_empty(self, files: Sequence[StoredFile]) -> None:
+        """Links and files without bytes."""
+        with self._user.acting():
+            for file in files:
+                self._write(file, b"")
+
+    def _restore(self, run: Sequence[Piece]) -> None:
+        """Files of one blob that are read with one request, or one large file."""
+        try:
+            if len(run) == 1 and run[0].slice.length > RUN_BYTES:
+                self._stream(run[0])
+            else:
+                self._write_run(run)
+        except NotFound as error:
+            blob = run[0].slice.blob_id
+            log.warning("cache_object_missing", blob=blob, key=run[0].slice.key)
+            self._context.catalog.report_fault(blob, [], error.message)
+            self._again += [piece.file for piece in run]
+
+    def _write_run(self, run: Sequence[Piece]) -> None:
+        start = run[0].slice.offset
+        end = max(piece.slice.offset + piece.slice.length for piece in run)
+        data = memoryview(self._context.cache.get_range(run[0].slice.key, start, end - start))
+        damaged = []
+        with self._user.acting():
+            for piece in run:
+                at = piece.slice.offset - start
+                content = data[at : at + piece.slice.length]
+                if hashlib.sha256(content).digest() == piece.file.digest:
+                    self._write(piece.file, content)
+                else:
+                    damaged.append(piece)
+        for piece in damaged:
+            self._report_damage(piece)
+
+    def _write(self, file: StoredFile, content: bytes | memoryview) -> None:
+        """Put one file in its place, all at once. Its user's failures are recorded for the file."""
+        path = place(self._target, file.path)
+        try:
+            self._make_parent(path)
+            if file.attributes.type == Attributes.SYMLINK:
+                link = names.decode(file.attributes.link_target)
+                lost = self._user.make_symlink(path, link, metadata_of(file.attributes))
+            elif not self._link(file, path):
+                with self._user.atomic_write(path) as new:
+                    new.write(content)
+                    lost = new.commit(metadata_of(file.attributes))
+            else:
+                lost = ()
+        except FileError as error:
+            record_failure(self._ctx, file.path, error)
+            return
+        self._done(file, path, lost)
+
+    def _stream(self, piece: Piece) -> None:
+        """A large file with bounded memory; the name appears only after the digest was checked."""
+        file, piece_of = piece.file, piece.slice
+        path = place(self._target, file.path)
+        digest = hashlib.sha256()
+        pieces = self._context.cache.stream(piece_of.key, piece_of.offset, piece_of.length)
+        try:
+            self._make_parent(path)
+            if self._link(file, path):
+                self._done(file, path, ())
+                return
+            with self._user.atomic_write(path) as new:
+                for data in pieces:
+                    self._ctx.check()
+                    digest.update(data)
+                    new.write(data)
+                    self._ctx.progress(bytes=len(data))
+                if digest.digest() != file.digest:
+                    raise Damaged
+                lost = new.commit(metadata_of(file.attributes))
+        except FileError as error:
+            record_failure(self._ctx, file.path, error)
+        except Damaged:
+            self._report_damage(piece)
+        else:
+            self._done(file, path, lost, moved=True)
+
+    def _make_parent(self, path: bytes) -> None:
+        parent = path.rpartition(b"/")[0] or b"/"
+        if parent not in self._parents:
+            self._user.make_dirs(parent)
+            self._parents.add(parent)
+
+    def _link(self, file: StoredFile, path: bytes) -> bool:
+        """Whether this is another name of a file that was just restored, and was linked to it."""
+        existing = self._linked.get(_inode(file)) if file.attributes.hardlink else None
+        if existing is None:
+            return False
+        self._user.make_hardlink(existing, path)
+        return True
+
+    def _done(
+        self, file: StoredFile, path: bytes, lost: Iterable[str], *, moved: bool = False
+    ) -> None:
+        if file.attributes.hardlink:
+            self._linked.setdefault(_inode(file), path)
+        # The group is the user's to have or not; everything else should have come back.
+        self._lost.update(what for what in lost if what != "group")
+        self._files += 1
+        self._bytes += file.attributes.size
+        self._ctx.progress(files=1, bytes=0 if moved else file.attributes.size)
+
+    def _report_damage(self, piece: Piece) -> None:
+        blob, file = piece.slice.blob_id, piece.file
+        log.error("cache_copy_damaged", blob=blob, file=file.id)
+        self._context.catalog.report_fault(
+            blob, [file.id], "its bytes in the cache do not match its digest"
+        )
+        self._again.append(file)
+
+
+def runs(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces of the same blob that one request reads: neighbours with small gaps. Pure."""
+    run: list[Piece] = []
+    for piece in sorted(pieces, key=lambda one: (one.slice.blob_id, one.slice.offset)):
+        if run and not _joins(run, piece):
+            yield run
+            run = []
+        run.append(piece)
+    if run:
+        yield run
+
+
+def _joins(run: Sequence[Piece], piece: Piece) -> bool:
+    last, first, new = run[-1].slice, run[0].slice, piece.slice
+    gap = new.offset - (last.offset + last.length)
+    return (
+        new.blob_id == first.blob_id
+        and gap <= GAP_BYTES
+        and new.offset + new.length - first.offset <= RUN_BYTES
+    )
+
+
+def _inode(file: StoredFile) -> tuple[int, str, bytes]:
+    return (file.holding_id, file.attributes.hardlink, file.digest)

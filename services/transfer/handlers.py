@@ -1,0 +1,69 @@
+"""A worker process: which handler does which kind of work, and what it works with."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+
+import uvloop
+
+from nearline.type.v1 import task_pb2
+from services.kit.catalogclient import CatalogClient
+from services.kit.channel import aio_channel, sync_channel
+from services.kit.jobs import Job, JobContext, Outcome
+from services.kit.objectstore import ObjectStore
+from services.kit.worker import Worker, schedule
+from services.kit.working import Watchdog, work
+from services.transfer.config import TransferConfig
+from services.transfer.context import Context, PathLists
+from services.transfer.directories import finish_directories
+from services.transfer.download import download
+from services.transfer.evict import evict
+from services.transfer.processes import die_with_parent
+from services.transfer.resolve import resolve
+from services.transfer.scan import scan
+from services.transfer.upload import upload
+from services.transfer.userfs import UserFs
+
+Task = task_pb2.Task
+
+_HANDLERS: dict[task_pb2.Task.Kind.ValueType, Callable[[Context, Job, JobContext], Outcome]] = {
+    Task.SCAN: scan,
+    Task.UPLOAD: upload,
+    Task.RESOLVE: resolve,
+    Task.DOWNLOAD: download,
+    Task.FINISH_DIRECTORIES: finish_directories,
+    Task.EVICT: evict,
+}
+
+
+def run(config: TransferConfig) -> None:
+    """Work for the ledger until told to stop, or until the service that started this ends."""
+    die_with_parent()
+    uvloop.run(_run(config))
+
+
+async def _run(config: TransferConfig) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    cache = ObjectStore(config.cache)
+    context = Context(
+        config=config,
+        catalog=CatalogClient(sync_channel(config.catalog), "transfer"),
+        ledger=PathLists(sync_channel(config.monitor)),
+        cache=cache,
+        users=UserFs(map(os.fsencode, config.posix.roots), config.posix.min_uid),
+    )
+    watchdog = Watchdog({"cache": cache.healthy})
+    worker = Worker(
+        lambda: aio_channel(config.monitor),
+        service="transfer",
+        handlers={kind: partial(handler, context) for kind, handler in _HANDLERS.items()},
+        slots=config.slots,
+        schedules=[schedule("evict", Task.EVICT, config.evict.every_seconds)],
+        trouble=watchdog.trouble,
+        grace=config.server.grace_seconds,
+    )
+    await work(worker, watchdog, stop)

@@ -1,0 +1,89 @@
+"""RESOLVE: which files a GET or STAGE means, and which tasks bring them."""
+
+from datetime import UTC, datetime, timedelta
+
+from nearline.catalog.v1 import catalog_pb2 as catalog
+from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
+from services.kit import spans
+from services.kit.jobs import Done, Job, JobContext
+from services.transfer.context import Context
+from services.transfer.planning import ReadPlan
+
+NOT_FOUND = (
+    "NOT_FOUND",
+    "nothing is stored under this path where the request looks; `nlds find` shows what is",
+)
+NO_COPY = (
+    "NO_COPY",
+    "no readable copy is left in the cache or on tape; ask the operators, they see it as a fault",
+)
+
+
+def resolve(context: Context, job: Job, ctx: JobContext) -> Done:
+    """Plan the chunk's paths, or the files of the payload whose cache copy was lost."""
+    run = _Run(context, job, ctx)
+    if job.payload:
+        return run.again(task_pb2.FilesTask.FromString(job.payload))
+    return run.paths()
+
+
+class _Run:
+    def __init__(self, context: Context, job: Job, ctx: JobContext) -> None:
+        self._context, self._job, self._ctx = context, job, ctx
+        self._options = task_pb2.GetOptions.FromString(job.transaction.options)
+        self._download = job.transaction.action == transaction_pb2.Transaction.GET
+        pack = context.config.pack
+        self._plan = ReadPlan(
+            download=self._download,
+            most_files=pack.pack_files,
+            most_bytes=2 * pack.pack_bytes,
+        )
+        self._files = self._bytes = 0
+        self._pinned: list[int] = []
+
+    def paths(self) -> Done:
+        header = catalog.ResolveFilesRequest.Header(
+            holdings=self._options.holdings, regex=self._options.regex
+        )
+        batches = self._context.ledger.read(self._job)
+        for answer in self._context.catalog.resolve(header, batches):
+            self._ctx.check()
+            for file in answer.files:
+                self._add(file)
+            self._ctx.failures((path, *NOT_FOUND) for path in answer.unmatched)
+            self._files += len(answer.unmatched)
+        return self._done(files_total=self._files, bytes_total=self._bytes)
+
+    def again(self, task: task_pb2.FilesTask) -> Done:
+        """These files were counted when they were met first."""
+        for file in self._context.catalog.files(task.files):
+            self._add(file)
+        return self._done()
+
+    def _add(self, file: storage_pb2.StoredFile) -> None:
+        self._files += 1
+        self._bytes += file.attributes.size
+        if self._options.pin_days:
+            self._pinned.append(file.id)
+        if not self._plan.add(file):
+            self._ctx.failures([(file.path, *NO_COPY)])
+
+    def _done(self, files_total: int = 0, bytes_total: int = 0) -> Done:
+        self._pin()
+        at_hand = [] if self._download else self._plan.at_hand
+        # A directory has nothing to stage.
+        idle = 0 if self._download else len(self._plan.directories)
+        return Done(
+            files_total=files_total,
+            bytes_total=bytes_total,
+            files_done=idle + sum(spans.count(task.files) for task in at_hand),
+            bytes_done=sum(task.bytes for task in at_hand),
+            follow_ups=self._plan.tasks(),
+        )
+
+    def _pin(self) -> None:
+        if self._pinned:
+            request = catalog.PinFilesRequest(files=spans.to_ranges(self._pinned))
+            until = datetime.now(UTC) + timedelta(days=self._options.pin_days)
+            request.until.FromDatetime(until)
+            self._context.catalog.pin(request)

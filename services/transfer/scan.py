@@ -1,0 +1,114 @@
+"""SCAN: walks paths as the user and registers what is there."""
+
+from collections.abc import Iterator
+
+from nearline.catalog.v1 import catalog_pb2 as catalog
+from nearline.type.v1 import storage_pb2, task_pb2
+from nearline_client import names
+from services.kit.catalogclient import in_batches
+from services.kit.jobs import Done, Job, JobContext, new_task
+from services.transfer.context import Context, record_failure
+from services.transfer.entries import Entry, Kind, Unreadable
+from services.transfer.filefailures import FileError
+from services.transfer.planning import UploadPlan, without_nested
+from services.transfer.userfs import UserFiles
+
+Attributes = storage_pb2.Attributes
+
+_TYPES = {
+    Kind.FILE: Attributes.FILE,
+    Kind.DIRECTORY: Attributes.DIRECTORY,
+    Kind.SYMLINK: Attributes.SYMLINK,
+}
+_BATCH = 2000
+
+
+def scan(context: Context, job: Job, ctx: JobContext) -> Done:
+    """Register everything at and below the chunk's paths, and plan its upload."""
+    paths = _paths(context, job)
+    ctx.files_at_stake = len(paths)
+    with context.serving(job) as files:
+        return _Scan(context, job, ctx, files).run(paths)
+
+
+def _paths(context: Context, job: Job) -> list[bytes]:
+    if job.payload:
+        wires: list[str] = list(task_pb2.ScanTask.FromString(job.payload).directories)
+    else:
+        wires = [wire for batch in context.ledger.read(job) for wire in batch]
+    return without_nested(names.decode(wire) for wire in wires)
+
+
+class _Scan:
+    def __init__(self, context: Context, job: Job, ctx: JobContext, files: UserFiles) -> None:
+        self._context, self._job, self._ctx, self._files = context, job, ctx, files
+        pack = context.config.pack
+        self._plan = UploadPlan(
+            threshold=pack.pack_threshold,
+            pack_bytes=pack.pack_bytes,
+            pack_files=pack.pack_files,
+        )
+        self._met = self._bytes = 0
+        self._left: list[str] = []
+        # Batches on their way: the answers come in the order of the requests.
+        self._sent: list[list[Entry]] = []
+
+    def run(self, paths: list[bytes]) -> Done:
+        transaction = self._job.transaction
+        answers = self._context.catalog.register(
+            transaction.holding_id, transaction.id, self._batches(paths)
+        )
+        for answer in answers:
+            self._registered(self._sent.pop(0), answer)
+        tasks = self._plan.tasks()
+        tasks += [
+            new_task(task_pb2.Task.SCAN, task_pb2.ScanTask(directories=some))
+            for some in in_batches(self._left, 100)
+        ]
+        return Done(files_total=self._met, bytes_total=self._bytes, follow_ups=tasks)
+
+    def _batches(self, paths: list[bytes]) -> Iterator[list[catalog.RegisterFilesRequest.Entry]]:
+        for entries in in_batches(self._entries(paths), _BATCH):
+            self._sent.append(entries)
+            yield [_to_proto(entry) for entry in entries]
+
+    def _entries(self, paths: list[bytes]) -> Iterator[Entry]:
+        for path in paths:
+            for found in self._files.walk(path):
+                self._ctx.check()
+                if isinstance(found, Unreadable):
+                    self._met += 1
+                    record_failure(self._ctx, names.encode(found.path), FileError(found.failure))
+                else:
+                    yield found
+
+    def _registered(self, entries: list[Entry], answer: catalog.RegisterFilesResponse) -> None:
+        self._ctx.failures((one.path, one.code, one.reason) for one in answer.rejected)
+        for entry, number in zip(entries, answer.file_ids, strict=True):
+            self._met += 1
+            self._bytes += entry.size
+            if number:
+                self._plan.add(number, entry.size)
+        self._ctx.progress()
+
+
+def _to_proto(entry: Entry) -> catalog.RegisterFilesRequest.Entry:
+    return catalog.RegisterFilesRequest.Entry(
+        path=names.encode(entry.path), attributes=attributes_of(entry)
+    )
+
+
+def attributes_of(entry: Entry) -> Attributes:
+    """The metadata of a found path as the catalog keeps it."""
+    linked = entry.kind is Kind.FILE and entry.nlink > 1
+    return Attributes(
+        type=_TYPES[entry.kind],
+        size=entry.size,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        mtime_ns=entry.mtime_ns,
+        link_target=names.encode(entry.link_target),
+        xattrs={names.encode(key): value for key, value in entry.xattrs.items()},
+        hardlink=f"{entry.dev:x}:{entry.ino:x}" if linked else "",
+    )
