@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any
@@ -107,19 +107,36 @@ def test_a_slow_statement_is_a_deadline(database: Database) -> None:
         database.read_sync(execute, "select pg_sleep(60)")
 
 
+def fill_pool(database: Database) -> None:
+    """Leave as many idle connections as the pool keeps."""
+    with ExitStack() as stack:
+        for _ in range(4):
+            execute(stack.enter_context(database.engine.connect()), "select 1")
+
+
 @pytest.mark.parametrize("method", ["write_sync", "read_sync"])
 def test_a_restarted_server_is_found_again(numbers: Database, method: str) -> None:
     run = getattr(numbers, method)
-
-    def leave_all(connection: Connection) -> None:
-        # Fill the pool, so that several connections are stale afterwards.
-        with numbers.engine.connect() as other, numbers.engine.connect() as third:
-            execute(other, "select 1")
-            execute(third, "select 1")
-
-    run(leave_all)
+    fill_pool(numbers)
     numbers.write_sync(kill_others)
     assert run(execute, "select count(*) from number")[0][0] == 10
+
+
+def test_one_dead_connection_found_by_copy_drops_the_others_too(
+    numbers: Database, database_config: DatabaseConfig
+) -> None:
+    runs: list[int] = []
+
+    def copy(connection: Connection) -> None:
+        runs.append(1)
+        copy_into(connection, "number", ("n", "v"), [(11, 0)])
+
+    fill_pool(numbers)
+    killer = Database(database_config)
+    killer.write_sync(kill_others)
+    killer.close()
+    numbers.write_sync(copy)
+    assert len(runs) == 2
 
 
 def test_a_transaction_whose_connection_dies_is_repeated(numbers: Database) -> None:

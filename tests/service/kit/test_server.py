@@ -1,7 +1,6 @@
 """A real server with mutual TLS: who gets in, what gets out, and how it ends."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -364,10 +363,8 @@ async def test_a_mesh_server_needs_certificates(mesh: Mesh) -> None:
 
 @sync
 async def test_a_taken_port_is_an_error_not_a_share(mesh: Mesh) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    async with running(mesh.server(peers=PEERS)) as first:
+        address = f"127.0.0.1:{first.port}"
         server = Server(ServerConfig(listen=address, tls=mesh.tls("echo")))
         with pytest.raises(ConfigError, match="cannot listen"):
             await server.start()
