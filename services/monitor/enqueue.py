@@ -162,7 +162,7 @@ FROM (SELECT DISTINCT hashtextextended(key, 0) AS number
 
 _OPEN_KEYS = "SELECT kind, key FROM task WHERE key = ANY(%(keys)s) AND ended_at IS NULL"
 
-# The clock of a kind is the virtual time it is served at: that of the next task, or of the last one.
+# The clock of a kind is the virtual time that is served: that of the next task, or of the last.
 _LANES = """
 SELECT l.kind, l.id, l.vt, coalesce(
   (SELECT t.vt FROM task t WHERE t.state = 1 AND t.kind = l.kind

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from sqlalchemy import Connection
 
 from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.task_pb2 import Task
-from services.kit.errors import Aborted
 from services.monitor import books, sql
 from services.monitor.book import Report
 from services.monitor.results import record
@@ -115,8 +115,8 @@ def lease(
 ) -> tuple[list[Leased], set[int]]:
     """Up to ``most`` ready tasks, shared evenly among ``kinds``, and the kinds with none left.
 
-    Raises SupersededError when the worker has a newer stream, Aborted when another replica was
-    about to lease a task of the same key.
+    Raises SupersededError when the worker has a newer stream, psycopg2.errors.UniqueViolation when
+    another replica was about to lease a task of the same key.
     """
     # Shared with heartbeats of this stream only: a new stream of the worker waits, then sees all.
     statement = "SELECT 1 FROM worker WHERE id = %s AND session = %s FOR SHARE"
@@ -129,11 +129,17 @@ def lease(
         kind = left.pop(0)
         share = -(-(most - len(leased)) // (len(left) + 1))
         values = {"kind": kind, "most": share, "worker": stream.worker}
-        found = [Leased(*row[:4], bytes(row[4]), *row[5:]) for row in sql.rows(connection, _LEASE, values)]
+        found = [_leased(*row) for row in sql.rows(connection, _LEASE, values)]
         leased += found
         if len(found) < share:
             empty.add(kind)
     return leased, empty
+
+
+def _leased(
+    id_: int, token: int, txn: int | None, kind: int, payload: object, *rest: Any
+) -> Leased:
+    return Leased(id_, token, txn, kind, bytes(cast(memoryview, payload)), *rest)
 
 
 def begin(connection: Connection, seqs: Collection[int]) -> None:
@@ -178,11 +184,6 @@ def _lose(connection: Connection, leases: Sequence[sql.Row], limits: Limits) -> 
         reports = [Report(task, token, Ending.LOST) for task, token in leases]
         return sum(record(connection, reports, limits))
     return 0
-
-
-def conflict() -> Aborted:
-    """Another replica leased a task of the same key at the same moment."""
-    return Aborted("KEY_BUSY", "a task of the same key was leased elsewhere", retry_after=0.1)
 
 
 _HELLO = """

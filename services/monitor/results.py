@@ -15,7 +15,7 @@ from nearline.type.v1.task_pb2 import Task
 from services.kit.errors import Internal
 from services.monitor import books, schedules, sql
 from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge
-from services.monitor.enqueue import NOBODY, Entry, Owner, enqueue, entry_of
+from services.monitor.enqueue import NOBODY, Entry, enqueue, entry_of
 from services.monitor.rules import Limits, Verdict
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,15 @@ class _Recording:
 
     def _store_failures(self, reports: Iterable[Report]) -> None:
         rows = [
-            (self.tasks[r.task_id].txn, r.task_id, r.token, r.body.first + n, f.path, f.code, f.reason)
+            (
+                self.tasks[r.task_id].txn,
+                r.task_id,
+                r.token,
+                r.body.first + n,
+                f.path,
+                f.code,
+                f.reason,
+            )
             for r in reports
             if isinstance(r.body, monitor_pb2.WorkRequest.Failures)
             for n, f in enumerate(r.body.failures)

@@ -1,16 +1,21 @@
 """The rules of the ledger (ADR 0003) as pure functions: values in, decisions out."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, IntEnum
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Transaction
 
-State = Transaction.State.ValueType
-Action = Transaction.Action.ValueType
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    State: TypeAlias = Transaction.State.ValueType
 
 MOST_WARNINGS = 100
 _WARNING_LENGTH = 1000
@@ -86,8 +91,8 @@ def verdict(
 ) -> Verdict:
     """Judge a message that bears ``token``.
 
-    ``current``: the task is leased under that token. ``ended_token`` and ``ended`` are what the task
-    recorded last. ``ending`` is None for failures, which belong to whatever ending followed them.
+    ``current``: the task is leased under that token. ``ended_token`` and ``ended`` are what the
+    task recorded last. ``ending`` is None for failures, which belong to the ending behind them.
     """
     if current:
         return Verdict.APPLY
@@ -124,7 +129,7 @@ def running_state(open_by_kind: Mapping[int, int], *, begun: bool) -> State:
 
 def retry_delay(attempt: int, limits: Limits, *, jitter: float, at_least: float = 0.0) -> float:
     """Seconds to wait after failed attempt number ``attempt`` (from 1); ``jitter`` in [0, 1)."""
-    ceiling = min(limits.retry_most, limits.retry_first * 2 ** min(attempt - 1, 60))
+    ceiling = min(limits.retry_most, limits.retry_first * 2.0 ** min(attempt - 1, 60))
     return max(at_least, ceiling * (0.5 + jitter / 2))
 
 

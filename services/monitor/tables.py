@@ -7,6 +7,7 @@ statements that have just locked what they refer to.
 
 from sqlalchemy import (
     ARRAY,
+    REAL,
     BigInteger,
     Boolean,
     Column,
@@ -18,7 +19,6 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
-    Real,
     SmallInteger,
     Table,
     Text,
@@ -156,7 +156,7 @@ task = Table(
     Column("priority", SmallInteger, nullable=False, server_default="0"),
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("lost", SmallInteger, nullable=False, server_default="0"),
-    Column("cost", Real, nullable=False),
+    Column("cost", REAL, nullable=False),
     Column("chunk", Integer),
     _count("files_done"),
     _count("files_failed"),
