@@ -1,0 +1,94 @@
+"""Which blobs form an aggregate, and what becomes of a recall."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nearline.type.v1 import storage_pb2, task_pb2
+from services.tape.endpoint import TapeFileState
+from services.tape.grouping import Limits, form
+from services.tape.recall import MOST_REQUESTS, SILENT_POLLS, groups, select, sort_out
+
+Blob = storage_pb2.Blob
+LIMITS = Limits(target_bytes=100, most_members=20, most_blobs=5, flush_seconds=60)
+
+
+def blobs(*sizes, files=1):
+    return [Blob(id=n, size=size, files=files) for n, size in enumerate(sizes, 1)]
+
+
+@given(st.lists(st.integers(1, 150), max_size=30), st.booleans())
+def test_groups_are_full_and_nothing_is_left_behind_for_ever(sizes, late):
+    groups_ = list(form(blobs(*sizes), 61 if late else 0, LIMITS))
+    met = [blob.id for group in groups_ for blob in group]
+    expected = list(range(1, len(sizes) + 1))
+    assert met == (expected if late else expected[: len(met)])
+    for group in groups_:
+        assert len(group) == 1 or sum(blob.size for blob in group) <= LIMITS.target_bytes
+        assert len(group) <= LIMITS.most_blobs
+
+
+def test_a_small_group_waits_for_company():
+    assert list(form(blobs(10, 10), 59, LIMITS)) == []
+    assert len(list(form(blobs(10, 10), 60, LIMITS))) == 1
+    assert len(list(form(blobs(50, 50), 0, LIMITS))) == 1, "a full one does not wait"
+
+
+def test_members_are_bounded_too():
+    assert [len(g) for g in form(blobs(1, 1, 1, files=10), 61, LIMITS)] == [2, 1]
+
+
+def state(**kinds):
+    fields = dict(
+        path="p", exists=True, size=None, online=False, on_tape=True, requested=False, error=""
+    )
+    return TapeFileState(**{**fields, **kinds})
+
+
+def sort_one(recall, **kinds):
+    found = sort_out([recall], [state(**kinds)])
+    return next(name for name in ("online", "request", "wait", "lost") if getattr(found, name))
+
+
+def test_every_recall_asks_once_also_for_what_is_online_already():
+    recall = task_pb2.RecallTask(blob_id=1)
+    assert sort_one(recall, online=True) == "request", "its own reference to the buffer's copy"
+    assert sort_one(recall, online=True) == "online"
+    assert recall.requests == 1
+
+
+def test_a_lost_request_is_asked_again():
+    recall = task_pb2.RecallTask(blob_id=1)
+    assert sort_one(recall) == "request"
+    assert [sort_one(recall, requested=True) for _ in range(5)] == ["wait"] * 5
+    assert [sort_one(recall) for _ in range(SILENT_POLLS)] == ["wait"] * (SILENT_POLLS - 1) + [
+        "request"
+    ]
+    assert recall.requests == 2
+
+
+def test_a_file_that_cannot_be_read_is_given_up_in_the_end():
+    recall = task_pb2.RecallTask(blob_id=1)
+    tries = [sort_one(recall, error="drive broke") for _ in range(MOST_REQUESTS + 1)]
+    assert tries == ["request"] * MOST_REQUESTS + ["lost"]
+
+
+def test_a_missing_tape_file_is_lost_at_once():
+    assert sort_one(task_pb2.RecallTask(), exists=False) == "lost"
+
+
+def stored(number, offset, *, cached=False):
+    tape = storage_pb2.Slice(tier=Blob.TAPE, blob_id=7, offset=offset, length=10)
+    cache = storage_pb2.Slice(tier=Blob.CACHE, blob_id=1, length=10)
+    return storage_pb2.StoredFile(id=number, slices=[cache, tape] if cached else [tape])
+
+
+def test_only_what_the_cache_lacks_is_read_from_tape_in_its_order():
+    wanted = select([stored(1, 500), stored(2, 100), stored(3, 300, cached=True)], 7)
+    assert [(one.file.id, one.offset) for one in wanted] == [(2, 100), (1, 500)]
+
+
+@pytest.mark.parametrize(("most", "expected"), [(10, [1, 1, 1]), (20, [2, 1]), (100, [3])])
+def test_reads_are_grouped(most, expected):
+    wanted = select([stored(n, n * 10) for n in range(3)], 7)
+    assert [len(group) for group in groups(wanted, most)] == expected
