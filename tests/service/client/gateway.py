@@ -257,9 +257,7 @@ def _encoding(context: grpc.ServicerContext) -> Iterator[None]:
 
 
 @contextmanager
-def serving(
-    gateway: Gateway, credentials: grpc.ServerCredentials | None = None
-) -> Iterator[int]:
+def serving(gateway: Gateway, credentials: grpc.ServerCredentials | None = None) -> Iterator[int]:
     """Serve on a free loopback port, which is what this gives."""
     server = grpc.server(ThreadPoolExecutor(16), interceptors=[_Errors()])
     gateway_pb2_grpc.add_GatewayServiceServicer_to_server(gateway, server)

@@ -24,9 +24,7 @@ from tests.service.client.gateway import ID, Drop, Gateway, serving
 
 
 @pytest.mark.parametrize("limit", [0, 5, 6, 100])
-def test_broken_list_goes_on_behind_the_cursor(
-    gateway: Gateway, store: Client, limit: int
-) -> None:
+def test_broken_list_goes_on_behind_the_cursor(gateway: Gateway, store: Client, limit: int) -> None:
     gateway.files = [File(path=f"/{n}") for n in range(11)]
     gateway.pages["FindFiles"] = deque([2, 0, 4, 2])
     found = [file.path for file in store.find("/", limit=limit)]
@@ -113,14 +111,14 @@ def test_refused_token_is_renewed_once(gateway: Gateway, environment: str) -> No
     assert gateway.tokens == ["Bearer token 1", "Bearer token 2"]
 
 
-def test_provider_that_is_down_is_not_a_missing_login(
-    gateway: Gateway, environment: str
-) -> None:
+def test_provider_that_is_down_is_not_a_missing_login(gateway: Gateway, environment: str) -> None:
     gateway.faults["GetIdentity"] = deque([Unauthenticated("EXPIRED", "expired")])
     tokens = Renewable(IssuerUnavailable("the provider is down"))
-    with Client(ClientConfig(url=environment), tokens, timing=QUICK) as store:
-        with pytest.raises(ServiceError) as caught:
-            store.identity()
+    with (
+        Client(ClientConfig(url=environment), tokens, timing=QUICK) as store,
+        pytest.raises(ServiceError) as caught,
+    ):
+        store.identity()
     assert caught.value.reason == "ISSUER_UNAVAILABLE"
 
 
@@ -136,9 +134,11 @@ def test_tls_needs_an_authority_that_is_trusted(gateway: Gateway, tmp_path: Path
         config = ClientConfig(url=f"https://127.0.0.1:{port}")
         with nearline_client.connect(config=config, token="t", ca=ours, timing=QUICK) as store:
             assert store.identity().user == "alice"
-        with nearline_client.connect(config=config, token="t", ca=theirs, timing=QUICK) as store:
-            with pytest.raises(ServiceError, match="certificate is not trusted"):
-                store.identity()
+        with (
+            nearline_client.connect(config=config, token="t", ca=theirs, timing=QUICK) as store,
+            pytest.raises(ServiceError, match="certificate is not trusted"),
+        ):
+            store.identity()
 
 
 @pytest.mark.parametrize(
