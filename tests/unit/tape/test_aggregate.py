@@ -86,7 +86,8 @@ def test_an_aggregate_is_a_tar_whose_manifest_finds_every_byte(packs, raws):
             content = archive.extractfile(name).read()
             assert hashlib.sha256(content).digest() == wanted["/" + name].digest
     first, *lines = map(json.loads, manifest.decode().splitlines())
-    assert first["format"] == "nearline-aggregate/1" and first["members"] == len(lines)
+    assert first["format"] == "nearline-aggregate/1"
+    assert first["members"] == len(lines)
     assert {key: first[key] for key in HOLDING} == HOLDING
     for line in lines:
         start = first["body_offset"] + line["offset"]

@@ -39,9 +39,15 @@ def test_members_are_bounded_too():
 
 
 def state(**kinds):
-    fields = dict(
-        path="p", exists=True, size=None, online=False, on_tape=True, requested=False, error=""
-    )
+    fields = {
+        "path": "p",
+        "exists": True,
+        "size": None,
+        "online": False,
+        "on_tape": True,
+        "requested": False,
+        "error": "",
+    }
     return TapeFileState(**{**fields, **kinds})
 
 

@@ -46,7 +46,8 @@ def test_every_file_is_uploaded_once_within_the_limits(sizes):
     for task in plan.tasks():
         numbers = list(spans.numbers_of(files_of(task).files))
         total = sum(sizes[number - 100] for number in numbers)
-        assert task.kind == Task.UPLOAD and len(numbers) <= 7
+        assert task.kind == Task.UPLOAD
+        assert len(numbers) <= 7
         assert files_of(task).bytes == total
         small = {sizes[number - 100] < 8 * MIB for number in numbers}
         assert len(small) == 1, "small and large files do not share a task"
