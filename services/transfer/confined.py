@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -59,48 +60,63 @@ class Directories:
 
         Raises OSError or FileError (OUTSIDE_ROOTS).
         """
-        opened = self._lookup(path)
+        opened = self._lookup(path, self._follow)
         self._check(opened.real)
+        return opened.descriptor
+
+    def get_unlinked(self, real: bytes) -> int:
+        """As `get` for a path that had no links; OSError (ENOTDIR) when there is one by now."""
+        opened = self._lookup(real, self._step)
+        if opened.real != real:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        self._check(real)
         return opened.descriptor
 
     def entry(self, path: bytes) -> tuple[int, bytes]:
         """A descriptor of the directory that holds ``path``, and the name in it. Like `get`."""
         parent, name = split(path)
-        opened = self._lookup(parent)
+        opened = self._lookup(parent, self._follow)
         self._check(opened.real if name == b"." else join(opened.real, name))
         return opened.descriptor, name
 
     def real(self, path: bytes) -> bytes:
         """``path`` without symbolic links before its last component. Raises like `get`."""
         parent, name = split(path)
-        real = self._lookup(parent).real
+        real = self._lookup(parent, self._follow).real
         return real if name == b"." else join(real, name)
 
     def _check(self, real: bytes) -> None:
         if not any(is_under(real, root) for root in self._roots):
             raise FileError(failure(FileCode.OUTSIDE_ROOTS))
 
-    def _lookup(self, path: bytes) -> _Opened:
+    def _lookup(self, path: bytes, opener: Callable[[bytes], _Opened]) -> _Opened:
         found = self._open.get(path)
         if found is None:
-            found = self._open[path] = self._resolve(path)
+            found = self._open[path] = opener(path)
             if len(self._open) > _CACHED:
                 os.close(self._open.popitem(last=False)[1].descriptor)
         else:
             self._open.move_to_end(path)
         return found
 
-    def _resolve(self, path: bytes) -> _Opened:
+    def _follow(self, path: bytes) -> _Opened:
+        with suppress(NotADirectoryError):  # a link, perhaps
+            if below := self._below(path):
+                return below
+        return self._step(os.path.realpath(path, strict=True))
+
+    def _step(self, real: bytes) -> _Opened:
+        return self._below(real) or _Opened(open_unlinked(real), real)
+
+    def _below(self, path: bytes) -> _Opened | None:
+        """One step down from a directory that is open: what a walk mostly needs."""
         parent, name = split(path)
         above = self._open.get(parent)
-        if above is not None and above.real == parent:
-            # The usual case of a walk: one step down from a directory that is open.
-            with suppress(NotADirectoryError):
-                step = os.open(name, _OPEN_DIRECTORY, dir_fd=above.descriptor)
-                self._open.move_to_end(parent)
-                return _Opened(step, path)
-        real = os.path.realpath(path, strict=True)
-        return _Opened(open_unlinked(real), real)
+        if above is None or name == b".":
+            return None
+        self._open.move_to_end(parent)
+        descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=above.descriptor)
+        return _Opened(descriptor, join(above.real, name))
 
 
 def open_unlinked(real: bytes) -> int:

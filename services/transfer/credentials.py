@@ -14,7 +14,7 @@ import platform
 import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -74,6 +74,7 @@ def lookup(user: str) -> Credentials:
     return Credentials(entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(user, entry.pw_gid)))
 
 
+@cache
 def privileged() -> bool:
     """Whether this process may act as other users."""
     needed = _CAP_SETUID | _CAP_SETGID
@@ -127,11 +128,10 @@ def _leave() -> None:
 
 def _become(wanted: _Identity) -> None:
     """Set and verify this thread's identity. Raises OSError or Internal."""
-    calls = _CALLS[platform.machine()]
+    calls = _calls()
     # A thread that was started inside `acting_as` begins without capabilities: raise them first.
     _set_capabilities(_own().capabilities)
-    groups = sorted(wanted.groups)
-    _call(calls.setgroups, len(groups), (ctypes.c_uint32 * len(groups))(*groups))
+    _call(calls.setgroups, len(wanted.groups), _group_array(wanted.groups))
     _call(calls.setfsgid, ctypes.c_uint32(wanted.gid))
     _call(calls.setfsuid, ctypes.c_uint32(wanted.uid))
     _set_capabilities(wanted.capabilities)
@@ -143,8 +143,13 @@ def _become(wanted: _Identity) -> None:
         )
 
 
+@lru_cache(maxsize=64)
+def _group_array(groups: frozenset[int]) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * len(groups))(*sorted(groups))
+
+
 def _current() -> _Identity:
-    calls = _CALLS[platform.machine()]
+    calls = _calls()
     return _Identity(
         uid=_call(calls.setfsuid, ctypes.c_uint32(_ASK)),
         gid=_call(calls.setfsgid, ctypes.c_uint32(_ASK)),
@@ -181,7 +186,7 @@ def _capabilities() -> tuple[int, ctypes.Array[_Sets]]:
     """This thread's effective capabilities, and the kernel's sets of 32 each."""
     sets = (_Sets * 2)()
     header = _Header(_CAPABILITY_VERSION, 0)
-    _call(_CALLS[platform.machine()].capget, ctypes.byref(header), sets)
+    _call(_calls().capget, ctypes.byref(header), sets)
     return sets[0].effective | sets[1].effective << 32, sets
 
 
@@ -190,7 +195,12 @@ def _set_capabilities(effective: int) -> None:
     sets[0].effective = effective & 0xFFFFFFFF
     sets[1].effective = effective >> 32
     header = _Header(_CAPABILITY_VERSION, 0)
-    _call(_CALLS[platform.machine()].capset, ctypes.byref(header), sets)
+    _call(_calls().capset, ctypes.byref(header), sets)
+
+
+@cache
+def _calls() -> _Calls:
+    return _CALLS[platform.machine()]
 
 
 @cache

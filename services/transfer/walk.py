@@ -76,7 +76,7 @@ class Walk:
     ) -> Iterator[Entry | Unreadable]:
         try:
             with self._as_user():
-                listing = _Listing(self._directories.get(real), path)
+                listing = _Listing(self._directories.get_unlinked(real), path)
         except FileError as error:
             yield Unreadable(path, _seen(error))
             return

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,12 +30,11 @@ def identity() -> dict[str, str]:
 
 
 @pytest.fixture
-def open_tmp(tmp_path: Path) -> Path:
-    """A directory that every user may reach; pytest's own are closed above it."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(0o711)
-    return tmp_path
+def open_tmp() -> Iterator[Path]:
+    """A directory that every user may reach; pytest closes its own to all but this one."""
+    with tempfile.TemporaryDirectory(prefix="nearline-users-") as name:
+        os.chmod(name, 0o711)
+        yield Path(name)
 
 
 @needs_root
@@ -157,7 +158,7 @@ def test_a_thread_that_cannot_get_back_ends_the_process() -> None:
             for part in sets:
                 part.permitted = part.effective = 0
             header = c._Header(c._CAPABILITY_VERSION, 0)
-            c._call(c._CALLS[os.uname().machine].capset, c.ctypes.byref(header), sets)
+            c._call(c._calls().capset, c.ctypes.byref(header), sets)
         os.write(1, b"out")
     """
     done = subprocess.run(
