@@ -451,7 +451,9 @@ class RegisterFilesResponse(_message.Message):
 
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[_transaction_pb2.Failure]:
-        """Refused entries: ALREADY_EXISTS (the holding has the path from another transaction), OVER_QUOTA."""
+        """Refused entries: ALREADY_EXISTS (another transaction stored the path in the holding), OVER_QUOTA. A path that another
+        transaction registered and has not stored is taken over: its file gets a new number, and the older one is missing from then on.
+        """
 
     def __init__(
         self,
@@ -826,17 +828,24 @@ class RecordBlobResponse(_message.Message):
     REDUNDANT_FIELD_NUMBER: _builtins.int
     MISMATCHED_FILE_IDS_FIELD_NUMBER: _builtins.int
     UNUSED_FIELD_NUMBER: _builtins.int
+    MISSING_FILE_IDS_FIELD_NUMBER: _builtins.int
     blob_id: _builtins.int
     """Number of the blob."""
     accepted: _builtins.int
     """Members that count from now on."""
     redundant: _builtins.int
-    """Members left out because the file has a copy in this tier already, or does not exist any more."""
+    """Members left out because the file has a copy in this tier already."""
     unused: _builtins.bool
     """True when nothing refers to the blob: its bytes should be removed."""
     @_builtins.property
     def mismatched_file_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Members left out because their digest differs from the file's."""
+
+    @_builtins.property
+    def missing_file_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Members left out because the file is not there any more, or is not in the blob's holding: a later PUT took over the path
+        of a file that was registered and not stored. These files are not stored by this transaction.
+        """
 
     def __init__(
         self,
@@ -846,10 +855,11 @@ class RecordBlobResponse(_message.Message):
         redundant: _builtins.int = ...,
         mismatched_file_ids: _abc.Iterable[_builtins.int] | None = ...,
         unused: _builtins.bool = ...,
+        missing_file_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "blob_id", b"blob_id", "mismatched_file_ids", b"mismatched_file_ids", "redundant", b"redundant", "unused", b"unused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "blob_id", b"blob_id", "mismatched_file_ids", b"mismatched_file_ids", "missing_file_ids", b"missing_file_ids", "redundant", b"redundant", "unused", b"unused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

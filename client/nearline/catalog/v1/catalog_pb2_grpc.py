@@ -179,7 +179,8 @@ class CatalogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FindFiles(self, request, context):
-        """Streams the stored files that match, in the order of (holding, file number) or newest first.
+        """Streams the stored files that match, in the order of (holding, file number) or, newest first, in the reverse order. The newest
+        version of a path is the one registered last. DEADLINE_EXCEEDED: the search is too wide for the database; narrow it down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,7 +188,7 @@ class CatalogServiceServicer:
 
     def RegisterFiles(self, request_iterator, context):
         """Registers found files of a PUT. The first message names the holding, each further one is a batch that is answered in order,
-        after it is durable. NOT_FOUND: no such holding.
+        after it is durable. NOT_FOUND: the transaction has not opened such a holding.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,7 +203,8 @@ class CatalogServiceServicer:
 
     def ResolveFiles(self, request_iterator, context):
         """Looks up what the paths of a GET mean. The first message says where to look, each further one is a batch of paths; each batch
-        is answered by messages of files and a last one that names the paths that matched nothing.
+        is answered by messages of files and a last one that names the paths that matched nothing. A file that lost all its copies
+        comes without slices. DEADLINE_EXCEEDED: a pattern is too wide for the database; narrow it down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,7 +255,8 @@ class CatalogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetBlobStates(self, request, context):
-        """Moves blobs along their life (Blob.State). A step that is already done is a no-op. FAILED_PRECONDITION: a step that is not allowed.
+        """Moves blobs along their life (Blob.State). A step that is already done is a no-op. NOT_FOUND: no such blob.
+        FAILED_PRECONDITION: a step that is not allowed, or that would take away the last readable copy of a file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -295,7 +298,7 @@ class CatalogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PinFiles(self, request, context):
-        """Keeps files in the cache until a time; the later of two pins wins.
+        """Keeps files in the cache until a time, present and future copies; the later of two pins wins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,16 +47,19 @@ class CatalogServiceStub:
     ALREADY_EXISTS: the user has another holding of the new label.
     """
     FindFiles: _grpc.UnaryStreamMultiCallable[_catalog_pb2.FindFilesRequest, _catalog_pb2.FindFilesResponse]
-    """Streams the stored files that match, in the order of (holding, file number) or newest first."""
+    """Streams the stored files that match, in the order of (holding, file number) or, newest first, in the reverse order. The newest
+    version of a path is the one registered last. DEADLINE_EXCEEDED: the search is too wide for the database; narrow it down.
+    """
     RegisterFiles: _grpc.StreamStreamMultiCallable[_catalog_pb2.RegisterFilesRequest, _catalog_pb2.RegisterFilesResponse]
     """Registers found files of a PUT. The first message names the holding, each further one is a batch that is answered in order,
-    after it is durable. NOT_FOUND: no such holding.
+    after it is durable. NOT_FOUND: the transaction has not opened such a holding.
     """
     GetFiles: _grpc.UnaryStreamMultiCallable[_catalog_pb2.GetFilesRequest, _catalog_pb2.GetFilesResponse]
     """Streams files by number, with their readable copies. Numbers that do not exist are left out."""
     ResolveFiles: _grpc.StreamStreamMultiCallable[_catalog_pb2.ResolveFilesRequest, _catalog_pb2.ResolveFilesResponse]
     """Looks up what the paths of a GET mean. The first message says where to look, each further one is a batch of paths; each batch
-    is answered by messages of files and a last one that names the paths that matched nothing.
+    is answered by messages of files and a last one that names the paths that matched nothing. A file that lost all its copies
+    comes without slices. DEADLINE_EXCEEDED: a pattern is too wide for the database; narrow it down.
     """
     AllocateBlobs: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.AllocateBlobsRequest, _catalog_pb2.AllocateBlobsResponse]
     """Names new blobs before their bytes are written, so that no byte sequence is without an owner. NOT_FOUND: no such holding."""
@@ -75,7 +78,9 @@ class CatalogServiceStub:
     ReleaseAggregate: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ReleaseAggregateRequest, _catalog_pb2.ReleaseAggregateResponse]
     """Gives up an aggregate that will not be written; its sources may be planned again."""
     SetBlobStates: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.SetBlobStatesRequest, _catalog_pb2.SetBlobStatesResponse]
-    """Moves blobs along their life (Blob.State). A step that is already done is a no-op. FAILED_PRECONDITION: a step that is not allowed."""
+    """Moves blobs along their life (Blob.State). A step that is already done is a no-op. NOT_FOUND: no such blob.
+    FAILED_PRECONDITION: a step that is not allowed, or that would take away the last readable copy of a file.
+    """
     ClaimEviction: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ClaimEvictionRequest, _catalog_pb2.ClaimEvictionResponse]
     """Picks cache blobs all of whose files are SAFE on tape and unpinned, least recently used first, and makes them REMOVING."""
     ListBlobs: _grpc.UnaryStreamMultiCallable[_catalog_pb2.ListBlobsRequest, _catalog_pb2.ListBlobsResponse]
@@ -87,7 +92,7 @@ class CatalogServiceStub:
     SetQuota: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.SetQuotaRequest, _catalog_pb2.SetQuotaResponse]
     """Sets the quota of a group."""
     PinFiles: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.PinFilesRequest, _catalog_pb2.PinFilesResponse]
-    """Keeps files in the cache until a time; the later of two pins wins."""
+    """Keeps files in the cache until a time, present and future copies; the later of two pins wins."""
     DeleteFiles: _grpc.StreamStreamMultiCallable[_catalog_pb2.DeleteFilesRequest, _catalog_pb2.DeleteFilesResponse]
     """Hides files from find and get until they are purged after the grace period. Not built yet: UNIMPLEMENTED."""
     UndeleteFiles: _grpc.StreamStreamMultiCallable[_catalog_pb2.UndeleteFilesRequest, _catalog_pb2.UndeleteFilesResponse]
@@ -112,16 +117,19 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     ALREADY_EXISTS: the user has another holding of the new label.
     """
     FindFiles: _aio.UnaryStreamMultiCallable[_catalog_pb2.FindFilesRequest, _catalog_pb2.FindFilesResponse]  # type: ignore[assignment]
-    """Streams the stored files that match, in the order of (holding, file number) or newest first."""
+    """Streams the stored files that match, in the order of (holding, file number) or, newest first, in the reverse order. The newest
+    version of a path is the one registered last. DEADLINE_EXCEEDED: the search is too wide for the database; narrow it down.
+    """
     RegisterFiles: _aio.StreamStreamMultiCallable[_catalog_pb2.RegisterFilesRequest, _catalog_pb2.RegisterFilesResponse]  # type: ignore[assignment]
     """Registers found files of a PUT. The first message names the holding, each further one is a batch that is answered in order,
-    after it is durable. NOT_FOUND: no such holding.
+    after it is durable. NOT_FOUND: the transaction has not opened such a holding.
     """
     GetFiles: _aio.UnaryStreamMultiCallable[_catalog_pb2.GetFilesRequest, _catalog_pb2.GetFilesResponse]  # type: ignore[assignment]
     """Streams files by number, with their readable copies. Numbers that do not exist are left out."""
     ResolveFiles: _aio.StreamStreamMultiCallable[_catalog_pb2.ResolveFilesRequest, _catalog_pb2.ResolveFilesResponse]  # type: ignore[assignment]
     """Looks up what the paths of a GET mean. The first message says where to look, each further one is a batch of paths; each batch
-    is answered by messages of files and a last one that names the paths that matched nothing.
+    is answered by messages of files and a last one that names the paths that matched nothing. A file that lost all its copies
+    comes without slices. DEADLINE_EXCEEDED: a pattern is too wide for the database; narrow it down.
     """
     AllocateBlobs: _aio.UnaryUnaryMultiCallable[_catalog_pb2.AllocateBlobsRequest, _catalog_pb2.AllocateBlobsResponse]  # type: ignore[assignment]
     """Names new blobs before their bytes are written, so that no byte sequence is without an owner. NOT_FOUND: no such holding."""
@@ -140,7 +148,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     ReleaseAggregate: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ReleaseAggregateRequest, _catalog_pb2.ReleaseAggregateResponse]  # type: ignore[assignment]
     """Gives up an aggregate that will not be written; its sources may be planned again."""
     SetBlobStates: _aio.UnaryUnaryMultiCallable[_catalog_pb2.SetBlobStatesRequest, _catalog_pb2.SetBlobStatesResponse]  # type: ignore[assignment]
-    """Moves blobs along their life (Blob.State). A step that is already done is a no-op. FAILED_PRECONDITION: a step that is not allowed."""
+    """Moves blobs along their life (Blob.State). A step that is already done is a no-op. NOT_FOUND: no such blob.
+    FAILED_PRECONDITION: a step that is not allowed, or that would take away the last readable copy of a file.
+    """
     ClaimEviction: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ClaimEvictionRequest, _catalog_pb2.ClaimEvictionResponse]  # type: ignore[assignment]
     """Picks cache blobs all of whose files are SAFE on tape and unpinned, least recently used first, and makes them REMOVING."""
     ListBlobs: _aio.UnaryStreamMultiCallable[_catalog_pb2.ListBlobsRequest, _catalog_pb2.ListBlobsResponse]  # type: ignore[assignment]
@@ -152,7 +162,7 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     SetQuota: _aio.UnaryUnaryMultiCallable[_catalog_pb2.SetQuotaRequest, _catalog_pb2.SetQuotaResponse]  # type: ignore[assignment]
     """Sets the quota of a group."""
     PinFiles: _aio.UnaryUnaryMultiCallable[_catalog_pb2.PinFilesRequest, _catalog_pb2.PinFilesResponse]  # type: ignore[assignment]
-    """Keeps files in the cache until a time; the later of two pins wins."""
+    """Keeps files in the cache until a time, present and future copies; the later of two pins wins."""
     DeleteFiles: _aio.StreamStreamMultiCallable[_catalog_pb2.DeleteFilesRequest, _catalog_pb2.DeleteFilesResponse]  # type: ignore[assignment]
     """Hides files from find and get until they are purged after the grace period. Not built yet: UNIMPLEMENTED."""
     UndeleteFiles: _aio.StreamStreamMultiCallable[_catalog_pb2.UndeleteFilesRequest, _catalog_pb2.UndeleteFilesResponse]  # type: ignore[assignment]
@@ -198,7 +208,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.FindFilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_catalog_pb2.FindFilesResponse], _abc.AsyncIterator[_catalog_pb2.FindFilesResponse]]:
-        """Streams the stored files that match, in the order of (holding, file number) or newest first."""
+        """Streams the stored files that match, in the order of (holding, file number) or, newest first, in the reverse order. The newest
+        version of a path is the one registered last. DEADLINE_EXCEEDED: the search is too wide for the database; narrow it down.
+        """
 
     @_abc_1.abstractmethod
     def RegisterFiles(
@@ -207,7 +219,7 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_catalog_pb2.RegisterFilesResponse], _abc.AsyncIterator[_catalog_pb2.RegisterFilesResponse]]:
         """Registers found files of a PUT. The first message names the holding, each further one is a batch that is answered in order,
-        after it is durable. NOT_FOUND: no such holding.
+        after it is durable. NOT_FOUND: the transaction has not opened such a holding.
         """
 
     @_abc_1.abstractmethod
@@ -225,7 +237,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_catalog_pb2.ResolveFilesResponse], _abc.AsyncIterator[_catalog_pb2.ResolveFilesResponse]]:
         """Looks up what the paths of a GET mean. The first message says where to look, each further one is a batch of paths; each batch
-        is answered by messages of files and a last one that names the paths that matched nothing.
+        is answered by messages of files and a last one that names the paths that matched nothing. A file that lost all its copies
+        comes without slices. DEADLINE_EXCEEDED: a pattern is too wide for the database; narrow it down.
         """
 
     @_abc_1.abstractmethod
@@ -286,7 +299,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.SetBlobStatesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.SetBlobStatesResponse, _abc.Awaitable[_catalog_pb2.SetBlobStatesResponse]]:
-        """Moves blobs along their life (Blob.State). A step that is already done is a no-op. FAILED_PRECONDITION: a step that is not allowed."""
+        """Moves blobs along their life (Blob.State). A step that is already done is a no-op. NOT_FOUND: no such blob.
+        FAILED_PRECONDITION: a step that is not allowed, or that would take away the last readable copy of a file.
+        """
 
     @_abc_1.abstractmethod
     def ClaimEviction(
@@ -334,7 +349,7 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.PinFilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.PinFilesResponse, _abc.Awaitable[_catalog_pb2.PinFilesResponse]]:
-        """Keeps files in the cache until a time; the later of two pins wins."""
+        """Keeps files in the cache until a time, present and future copies; the later of two pins wins."""
 
     @_abc_1.abstractmethod
     def DeleteFiles(

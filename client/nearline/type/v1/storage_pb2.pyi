@@ -77,7 +77,7 @@ class Holding(_message.Message):
 
     @_builtins.property
     def transaction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids (UUID) of the PUT transactions that added to it, oldest first."""
+        """Ids (UUID) of the PUT transactions that added to it: the newest 100, oldest first."""
 
     def __init__(
         self,

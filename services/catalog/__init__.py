@@ -1,0 +1,1 @@
+"""What exists: holdings, files, blobs, locations, tags, usage."""
