@@ -26,11 +26,16 @@ _login_options = opt.options(
 
 @click.command()
 @opt.options(
-    click.option("-U", "--url", help="URL of the gateway: https://HOST:PORT."),
-    click.option("--issuer", help="URL of the identity provider (OpenID issuer)."),
+    click.option(
+        "-U", "--url", envvar="NEARLINE_URL", help="URL of the gateway: https://HOST:PORT."
+    ),
+    click.option(
+        "--issuer", envvar="NEARLINE_ISSUER", help="URL of the identity provider (OpenID issuer)."
+    ),
     click.option(
         "--ca",
         "ca_file",
+        envvar="NEARLINE_CA",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Certificates to trust (PEM). Default: those of the system.",
     ),
@@ -52,7 +57,8 @@ def init(
 ) -> None:
     """Write the configuration, and log in.
 
-    What is not given stays as it is. Nothing is fetched from the gateway: whom to trust (--issuer,
+    What neither options nor NEARLINE_URL, NEARLINE_ISSUER and NEARLINE_CA say stays as it is.
+    Nothing is fetched from the gateway: whom to trust (--issuer,
     --ca) comes from the operator of the store.
 
     \b

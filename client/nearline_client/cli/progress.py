@@ -86,23 +86,33 @@ class _Lines:
 
 @contextmanager
 def _bar() -> Iterator[tuple[Show, Trouble]]:
-    with _rich_progress() as progress:
-        task = progress.add_task("", total=None, counts="", note="")
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
 
-        def show(transaction: Transaction) -> None:
-            _update(progress, task, transaction)
+    progress = _rich_progress()
+    task = progress.add_task("", total=None, counts="")
+    # What others wrote is no markup of rich: Text takes it as it is.
+    note = Text("", style="yellow")
 
-        def trouble(error: ServiceError) -> None:
-            progress.update(task, note=one_line(f"connection lost, trying again: {error}"))
+    live = Live(Group(progress, note), console=Console(stderr=True), refresh_per_second=2)
 
+    def show(transaction: Transaction) -> None:
+        note.plain = f"waiting: {waits}" if (waits := one_line(transaction.waiting_for)) else ""
+        _update(progress, task, transaction)
+        live.refresh()
+
+    def trouble(error: ServiceError) -> None:
+        note.plain = one_line(f"connection lost, trying again: {error}")
+        live.refresh()
+
+    with live:
         yield show, trouble
 
 
 def _rich_progress() -> Progress:
     from rich import progress as rich
-    from rich.console import Console
 
-    # Texts of others stand in fields that are not read as rich's markup.
     return rich.Progress(
         rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(bar_width=24),
@@ -111,8 +121,6 @@ def _rich_progress() -> Progress:
         rich.TransferSpeedColumn(),
         rich.TimeRemainingColumn(),
         rich.TimeElapsedColumn(),
-        rich.TextColumn("{task.fields[note]}", markup=False),
-        console=Console(stderr=True),
     )
 
 
@@ -124,7 +132,6 @@ def _update(progress: Progress, task: TaskID, transaction: Transaction) -> None:
         completed=transaction.bytes_done,
         total=_bar_total(transaction),
         counts=f"{transaction.files_done}/{transaction.files_total} files{failed}",
-        note=one_line(transaction.waiting_for),
     )
 
 

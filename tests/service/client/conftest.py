@@ -41,6 +41,7 @@ def environment(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         url = f"http://127.0.0.1:{port}"
         monkeypatch.setenv("NEARLINE_URL", url)
         monkeypatch.setenv("NEARLINE_TOKEN", "good")
+        monkeypatch.delenv("NEARLINE_CA", raising=False)
         monkeypatch.setenv("NEARLINE_CONFIG", str(tmp_path / "none" / "config.toml"))
         yield url
 

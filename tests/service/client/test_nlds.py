@@ -326,7 +326,7 @@ def test_terminal_gets_a_bar(gateway: Gateway, environment: str) -> None:
     gateway.transactions = [final(Transaction.COMPLETE, files_total=4, files_done=4)]
     gateway.changes = [
         [
-            final(Transaction.STAGING, waiting_for="[red]tape", **counts),
+            final(Transaction.STAGING, waiting_for="[red]tape\x1b[2J", **counts),
             final(Transaction.COMPLETE, files_total=4, files_done=4),
         ]
     ]
@@ -340,6 +340,7 @@ def test_terminal_gets_a_bar(gateway: Gateway, environment: str) -> None:
     assert process.returncode == 0
     assert "4/4 files" in shown
     assert "PUT COMPLETE" in shown
+    assert "waiting: [red]tape\\x1b[2J" in shown
 
 
 def _read_terminal(descriptor: int) -> str:

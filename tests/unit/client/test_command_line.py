@@ -42,8 +42,8 @@ LETTERS = {
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "nearline" / "config.toml"
     monkeypatch.setenv("NEARLINE_CONFIG", str(path))
-    monkeypatch.delenv("NEARLINE_URL", raising=False)
-    monkeypatch.delenv("NEARLINE_TOKEN", raising=False)
+    for name in ("URL", "TOKEN", "CA", "ISSUER"):
+        monkeypatch.delenv(f"NEARLINE_{name}", raising=False)
     return path
 
 
