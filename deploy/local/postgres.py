@@ -20,10 +20,12 @@ from urllib.parse import quote
 import psycopg2
 from psycopg2 import sql
 
+from deploy.local import procfs
 from deploy.local.errors import StackError
 from deploy.local.files import make_directory, secret, write_atomic
 from deploy.local.privilege import Identity, unprivileged
 from deploy.local.process import ProcessSpec
+from deploy.local.wait import wait_until
 
 HOST = "127.0.0.1"
 SUPERUSER = "postgres"
@@ -150,8 +152,18 @@ class Postgres:
         )
 
     def _forget_dead_server(self) -> None:
-        """Remove the lock of a server that is gone: its pid may be someone else's by now."""
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        """Remove the lock of a server that is gone: its pid may be someone else's by now.
+
+        A server that nobody remembers is ended first: two on the same data would destroy them.
+        """
+        lock = self._data / "postmaster.pid"
+        if not lock.exists():
+            return
+        pid = int(lock.read_text().partition("\n")[0])
+        if procfs.working_directory(pid) == self._data:
+            procfs.send(pid, signal.SIGINT)
+            wait_until(lambda: "it runs" if procfs.inspect(pid) else None, "old postgres", 60.0)
+        lock.unlink(missing_ok=True)
 
     def _initdb(self, identity: Identity) -> None:
         """Build the data directory beside its place and rename it: an interrupted one is redone."""

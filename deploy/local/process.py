@@ -24,6 +24,7 @@ from deploy.local.wait import wait_until
 
 _LOG_LIMIT = 16 * 1024 * 1024
 _LOG_TAIL = 2000
+_MARK = "NEARLINE_SUPERVISED_IN"
 
 
 # What a process inherits: nothing that could hold a secret, a proxy or another program's settings.
@@ -105,6 +106,8 @@ class Supervisor:
     def __init__(self, directory: Path) -> None:
         self._records = make_directory(directory / "run", 0o700)
         self._logs = make_directory(directory / "logs", 0o700)
+        # By this what was started is found even when its record was never written.
+        self._mark = f"{_MARK}={self._records}".encode()
         # Our own children are polled, or they would stay zombies while this program lives.
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -131,10 +134,11 @@ class Supervisor:
             self._wait_ready(spec, record)
 
     def sweep(self) -> None:
-        """End what processes that died have left behind."""
+        """End what processes that died have left behind, and what a killed `start` started."""
         for name in self.names():
             if self.pid(name) is None:
                 self.stop(name)
+        wait_until(self._kill_unrecorded, "end of processes without a record", 10.0)
 
     def stop(self, name: str) -> None:
         """End the process and all of its session; a process that does not run is no error.
@@ -181,7 +185,7 @@ class Supervisor:
             child = subprocess.Popen(
                 spec.argv,
                 cwd=spec.cwd,
-                env=spec.environment(),
+                env={**spec.environment(), _MARK: str(self._records)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -237,6 +241,17 @@ class Supervisor:
             return f"processes {[info.pid for info in left]} survive SIGKILL" if left else None
 
         wait_until(probe, f"stop of {name}", 10.0)
+
+    def _kill_unrecorded(self) -> str | None:
+        known = {self.pid(name) for name in self.names()}
+        strays = [
+            info.pid
+            for info in procfs.everything()
+            if self._mark in procfs.environment(info.pid) and info.session not in known
+        ]
+        for pid in strays:
+            procfs.send(pid, signal.SIGKILL)
+        return f"{strays} survive SIGKILL" if strays else None
 
     def _open_log(self, name: str) -> BinaryIO:
         path = self.log_path(name)

@@ -36,11 +36,32 @@ def inspect(pid: int) -> ProcessInfo | None:
     return ProcessInfo(pid, session=int(fields[3]), start_ticks=int(fields[19]))
 
 
+def everything() -> Iterator[ProcessInfo]:
+    """Yield all live processes."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (info := inspect(int(entry))):
+            yield info
+
+
 def members(session: int) -> Iterator[ProcessInfo]:
     """Yield the live processes of a session."""
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and (info := inspect(int(entry))) and info.session == session:
-            yield info
+    return (info for info in everything() if info.session == session)
+
+
+def environment(pid: int) -> list[bytes]:
+    """The ``NAME=value`` entries a process was started with; empty when they cannot be seen."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def working_directory(pid: int) -> Path | None:
+    """Where a process works; None when that cannot be seen."""
+    try:
+        return Path(os.readlink(f"/proc/{pid}/cwd"))
+    except OSError:
+        return None
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local import procfs
 from deploy.local.__main__ import main
 from deploy.local.errors import StackError
 from deploy.local.people import posix_ids
 from deploy.local.stack import Stack
+from deploy.local.wait import wait_until
 from tests.fixtures.parts import temporary_directory
 
 QUICK = ("postgres", "xrootd", "idp")
@@ -57,6 +59,21 @@ def test_up_repairs_what_kill_9_left(backends: Stack, directory: Path) -> None:
     Stack(directory).up(BACKENDS)
     assert set(troubles(backends).values()) == {None}
     assert (directory / "ports.json").read_text() == ports
+
+
+def test_up_ends_what_a_killed_up_started_and_did_not_record(
+    backends: Stack, directory: Path
+) -> None:
+    before = pids(backends)
+    for name in BACKENDS:
+        (directory / "run" / f"{name}.json").unlink()
+    again = Stack(directory)
+    again.up(BACKENDS)
+    assert set(troubles(again).values()) == {None}
+    for name, old in before.items():
+        assert old is not None
+        assert again.pid(name) != old
+        wait_until(lambda old=old: "it runs" if procfs.inspect(old) else None, name, 10.0)
 
 
 def test_a_port_that_was_taken_meanwhile_is_given_up(backends: Stack, directory: Path) -> None:
