@@ -51,9 +51,9 @@ def replace(directory: int, temporary: bytes, name: bytes) -> None:
     """Give a finished temporary file its name, in one step; nothing is left when that fails."""
     try:
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    finally:
-        # Also after success: renaming one name of an inode to another of it does nothing.
+    except OSError:
         remove(directory, temporary)
+        raise
 
 
 def remove(directory: int, temporary: bytes) -> None:

@@ -151,15 +151,7 @@ class UserFiles:
             try:
                 directory, name = self._directories.entry(path)
                 _check_target(directory, name)
-                temporary = restore.temporary_name()
-                os.link(
-                    source_name,
-                    temporary,
-                    src_dir_fd=source,
-                    dst_dir_fd=directory,
-                    follow_symlinks=False,
-                )
-                restore.replace(directory, temporary, name)
+                _link(source, source_name, directory, name)
             finally:
                 os.close(source)
 
@@ -295,6 +287,16 @@ def _open_regular(directory: int, name: bytes) -> int:
         os.close(descriptor)
         raise FileError(failure(unsupported(mode)))
     return descriptor
+
+
+def _link(source: int, source_name: bytes, directory: int, name: bytes) -> None:
+    temporary = restore.temporary_name()
+    os.link(source_name, temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
+    try:
+        restore.replace(directory, temporary, name)
+    finally:
+        # Renaming one name of a file to another name of it does nothing: the first one stays.
+        restore.remove(directory, temporary)
 
 
 def _check_target(directory: int, name: bytes) -> None:
