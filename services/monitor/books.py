@@ -15,7 +15,8 @@ from services.monitor.book import Book
 from services.monitor.enqueue import Entry, Made, Owner, enqueue
 
 CHANNEL = "ledger"
-"""Channel of the notifications: ``t1,2 k3``: transactions that changed, kinds that became ready."""
+"""Channel of the notifications: ``t1,2 k3``: transactions that changed, kinds that became ready;
+``c1``: a transaction that was cancelled."""
 
 _MOST_NOTIFIED = 500
 
@@ -106,6 +107,11 @@ def notify(connection: Connection, seqs: Collection[int], kinds: Collection[int]
         names = ",".join(map(str, seqs)) if len(seqs) <= _MOST_NOTIFIED else "*"
         payload = f"t{names} k{','.join(map(str, sorted(kinds)))}"
         sql.run(connection, "SELECT pg_notify(%s, %s)", (CHANNEL, payload))
+
+
+def notify_cancelled(connection: Connection, seq: int) -> None:
+    """Tell the replicas whose workers may hold leases of the transaction."""
+    sql.run(connection, "SELECT pg_notify(%s, %s)", (CHANNEL, f"c{seq}"))
 
 
 def _release(connection: Connection, book: Book) -> set[int]:

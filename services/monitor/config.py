@@ -54,5 +54,3 @@ class Config(Section, frozen=True):
     database: DatabaseConfig
     ledger: LedgerConfig = LedgerConfig()
     log: LogConfig = LogConfig()
-    worker_threads: Count = 8
-    """Threads that talk to the database."""

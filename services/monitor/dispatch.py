@@ -1,0 +1,90 @@
+"""Hands ready tasks to the streams of this replica, one lease statement at a time.
+
+Streams with credit wait here. A kind is asked for only when something may be ready: after a
+notification, or when the poll saw one. So idle workers cost the database nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable
+
+import psycopg2.errors
+
+from nearline.monitor.v1 import monitor_pb2
+from services.kit.db import Database
+from services.monitor import leases
+from services.monitor.leases import Leased, Registration
+
+_REMEMBERED = 2000
+_CONFLICT_SECONDS = 0.05
+
+
+class Dispatcher:
+    """Leases for the Work streams of one replica."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._turn = asyncio.Lock()
+        self._hints: set[int] = set()
+        self._generation: Counter[int] = Counter()
+        self._hinted = asyncio.Event()
+        self._rotation = 0
+        self._specs: OrderedDict[int, monitor_pb2.TransactionSpec] = OrderedDict()
+
+    def hint(self, kinds: Iterable[int]) -> None:
+        """Tasks of ``kinds`` may be ready."""
+        fresh = set(kinds)
+        if fresh:
+            self._hints |= fresh
+            self._generation.update(fresh)
+            self._hinted.set()
+            self._hinted = asyncio.Event()
+
+    async def take(self, stream: Registration, kinds: Collection[int], most: int) -> list[Leased]:
+        """Wait for ready tasks of ``kinds`` and lease up to ``most``.
+
+        Raises leases.SupersededError when the worker has a newer stream.
+        """
+        while True:
+            while not self._hints.intersection(kinds):
+                await self._hinted.wait()
+            async with self._turn:
+                if leased := await self._lease(stream, kinds, most):
+                    return leased
+
+    async def specs(self, leased: Iterable[Leased]) -> dict[int, monitor_pb2.TransactionSpec]:
+        """The requests that tasks belong to, by number; those first met are shown as running."""
+        wanted = {task.txn for task in leased if task.txn is not None}
+        if new := wanted - self._specs.keys():
+            await self._database.write(leases.begin, new)
+            for seq, spec in (await self._database.read(leases.specs, new)).items():
+                self._specs[seq] = monitor_pb2.TransactionSpec.FromString(spec)
+        found = {seq: self._specs[seq] for seq in wanted if seq in self._specs}
+        for seq in found:
+            self._specs.move_to_end(seq)
+        while len(self._specs) > _REMEMBERED:
+            self._specs.popitem(last=False)
+        return found
+
+    async def _lease(self, stream: Registration, kinds: Collection[int], most: int) -> list[Leased]:
+        wanted = self._in_turn(self._hints.intersection(kinds))
+        before = Counter({kind: self._generation[kind] for kind in wanted})
+        if not wanted:
+            return []
+        try:
+            leased, empty = await self._database.write(leases.lease, stream, wanted, most)
+        except psycopg2.errors.UniqueViolation:
+            # Another replica leased a task of the same key just now; its end is seen next time.
+            await asyncio.sleep(_CONFLICT_SECONDS)
+            return []
+        self._hints -= {kind for kind in empty if self._generation[kind] == before[kind]}
+        return leased
+
+    def _in_turn(self, kinds: Collection[int]) -> list[int]:
+        """``kinds``, a different one first each time."""
+        ordered = sorted(kinds)
+        self._rotation += 1
+        start = self._rotation % len(ordered) if ordered else 0
+        return ordered[start:] + ordered[:start]

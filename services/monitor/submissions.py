@@ -1,0 +1,238 @@
+"""Requests on their way in: paths are stored batch by batch, the commit makes the transaction."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+
+from sqlalchemy import Connection
+
+from nearline.monitor.v1 import monitor_pb2
+from services.kit.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+)
+from services.monitor import books, sql
+from services.monitor.book import problem_of
+from services.monitor.config import LedgerConfig
+from services.monitor.enqueue import Entry, entry_of
+
+TransactionSpec = monitor_pb2.TransactionSpec
+
+CHUNK = 1000
+"""Paths of one task."""
+
+
+def checked_id(text: str, field: str = "id") -> str:
+    """``text`` as the canonical form of a UUID. Raises InvalidArgument."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError as error:
+        raise _invalid(field, f"{text[:60]!r} is no UUID") from error
+
+
+def check_header(spec: TransactionSpec) -> TransactionSpec:
+    """``spec`` with its id in canonical form. Raises InvalidArgument."""
+    checked = TransactionSpec()
+    checked.CopyFrom(spec)
+    checked.id = checked_id(spec.id, "header.transaction.id")
+    if not spec.action:
+        raise _invalid("header.transaction.action", "it must say what is asked for")
+    texts = (spec.group, spec.job_label, spec.label, spec.identity.user)
+    if any("\0" in text for text in texts):
+        raise _invalid("header.transaction", "its names must not hold a NUL")
+    return checked
+
+
+def check_paths(batch: monitor_pb2.SubmitRequest.Paths) -> None:
+    """Raise InvalidArgument unless the ledger can store the batch."""
+    if not 1 <= len(batch.paths) <= CHUNK:
+        raise _invalid("paths.paths", f"send 1 to {CHUNK} at once, not {len(batch.paths)}")
+    if batch.first < 0:
+        raise _invalid("paths.first", "it counts from 0")
+    for number, path in enumerate(batch.paths):
+        if not path or "\0" in path:
+            raise _invalid(f"paths.paths[{number}]", "a path is not empty and holds no NUL")
+
+
+def check_commit(commit: monitor_pb2.SubmitRequest.Commit) -> None:
+    """Raise InvalidArgument unless the commit makes at least one task."""
+    for number, task in enumerate(commit.tasks):
+        if problem := problem_of(task):
+            raise _invalid(f"commit.tasks[{number}]", problem)
+    if not commit.tasks and not (commit.total > 0 and commit.chunk_kind):
+        raise _invalid("commit", "it needs tasks, or paths and the kind of their tasks")
+
+
+def begin(connection: Connection, spec: TransactionSpec, config: LedgerConfig) -> int | None:
+    """Begin or take up a submission: position of the next path; None if it is accepted already.
+
+    Raises AlreadyExists, PermissionDenied, ResourceExhausted.
+    """
+    accepted = "SELECT spec FROM txn WHERE id = %s"
+    for (known,) in sql.rows(connection, accepted, (spec.id,)):
+        _check_same(spec, TransactionSpec.FromString(bytes(known)))
+        return None
+    _check_room(connection, spec.identity.user, config)
+    values = {"id": spec.id, "spec": spec.SerializeToString()}
+    sql.run(connection, _BEGIN, values)
+    known, following = sql.rows(connection, _TOUCH, (spec.id,))[0]
+    _check_same(spec, TransactionSpec.FromString(bytes(known)))
+    return int(following)
+
+
+def store(
+    connection: Connection, transaction_id: str, batch: monitor_pb2.SubmitRequest.Paths
+) -> int:
+    """Keep a batch; position of the next path. What is stored already may come again.
+
+    Raises FailedPrecondition for a gap and AlreadyExists when other paths stand there.
+    """
+    following = _lock(connection, transaction_id)
+    if batch.first > following:
+        raise FailedPrecondition(
+            "PATHS_MISSING",
+            f"path {following} comes next, not {batch.first}; send the list from there",
+            next=following,
+        )
+    known = min(following - batch.first, len(batch.paths))
+    if known and _stored(connection, transaction_id, batch.first, known) != batch.paths[:known]:
+        raise AlreadyExists(
+            "PATHS_DIFFER",
+            f"other paths are stored from {batch.first} on; send the same list, or take a new id",
+        )
+    fresh = batch.paths[known:]
+    for chunk, paths in _chunks(following, fresh):
+        sql.run(connection, _APPEND, (transaction_id, chunk, paths))
+    statement = "UPDATE submission SET next = %s, updated_at = now() WHERE id = %s"
+    sql.run(connection, statement, (following + len(fresh), transaction_id))
+    return following + len(fresh)
+
+
+def accept(
+    connection: Connection,
+    transaction_id: str,
+    commit: monitor_pb2.SubmitRequest.Commit,
+    config: LedgerConfig,
+) -> None:
+    """Make the transaction and its first tasks; nothing when it is accepted already.
+
+    Raises FailedPrecondition, ResourceExhausted.
+    """
+    if sql.rows(connection, "SELECT 1 FROM txn WHERE id = %s", (transaction_id,)):
+        return
+    stored = _lock(connection, transaction_id)
+    if stored != commit.total:
+        raise FailedPrecondition(
+            "PATHS_MISSING",
+            f"{stored} of {commit.total} paths are stored; send the rest and commit again",
+            next=stored,
+        )
+    statement = "DELETE FROM submission WHERE id = %s RETURNING spec"
+    spec = TransactionSpec.FromString(
+        bytes(sql.rows(connection, statement, (transaction_id,))[0][0])
+    )
+    _check_room(connection, spec.identity.user, config)
+    warnings = [*spec.warnings, *commit.warnings]
+    spec.ClearField("warnings")
+    spec.holding_id = commit.holding_id or spec.holding_id
+    spec.label = commit.label or spec.label
+    book = books.open_book(connection, spec, warnings)
+    if book is not None:
+        made = books.add_tasks(connection, book, _entries(commit, stored))
+        books.settle(connection, [book], made.ready_kinds)
+
+
+def read_paths(connection: Connection, transaction_id: str, chunk: int) -> list[str] | None:
+    """The paths of one chunk; None when there is none."""
+    statement = "SELECT paths FROM path_chunk WHERE transaction_id = %s AND chunk = %s"
+    found = sql.rows(connection, statement, (transaction_id, chunk))
+    return list(found[0][0]) if found else None
+
+
+def _entries(commit: monitor_pb2.SubmitRequest.Commit, paths: int) -> Iterator[Entry]:
+    if commit.chunk_kind:
+        for chunk in range(-(-paths // CHUNK)):
+            yield Entry(commit.chunk_kind, chunk=chunk)
+    yield from map(entry_of, commit.tasks)
+
+
+def _chunks(first: int, paths: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """``paths``, the first of which has number ``first``, cut at the chunks' borders."""
+    done = 0
+    while done < len(paths):
+        chunk, offset = divmod(first + done, CHUNK)
+        part = paths[done : done + CHUNK - offset]
+        yield chunk, list(part)
+        done += len(part)
+
+
+def _stored(connection: Connection, transaction_id: str, first: int, count: int) -> list[str]:
+    chunks: Iterable[int] = range(first // CHUNK, (first + count - 1) // CHUNK + 1)
+    paths: list[str] = []
+    for chunk in chunks:
+        paths += read_paths(connection, transaction_id, chunk) or []
+    return paths[first % CHUNK :][:count]
+
+
+def _lock(connection: Connection, transaction_id: str) -> int:
+    """Lock a submission; position of its next path."""
+    statement = "SELECT next FROM submission WHERE id = %s FOR UPDATE"
+    found = sql.rows(connection, statement, (transaction_id,))
+    if not found:
+        raise FailedPrecondition(
+            "SUBMISSION_GONE",
+            "the submission was accepted or dropped meanwhile; send the request again",
+        )
+    return int(found[0][0])
+
+
+def _check_same(asked: TransactionSpec, known: TransactionSpec) -> None:
+    if asked.identity.user != known.identity.user:
+        raise PermissionDenied(
+            "TRANSACTION_FOREIGN", "this transaction id is another user's; take a new one"
+        )
+    same = all(
+        getattr(asked, name) == getattr(known, name)
+        for name in ("action", "group", "job_label", "options")
+    )
+    # Holding and label may have come with the commit.
+    for name in ("holding_id", "label"):
+        same &= getattr(asked, name) in (getattr(known, name), type(getattr(known, name))())
+    if not same:
+        raise AlreadyExists(
+            "TRANSACTION_EXISTS", f"{known.id} is the id of another request; take a new one"
+        )
+
+
+def _check_room(connection: Connection, user: str, config: LedgerConfig) -> None:
+    limit = config.running_per_user
+    if user and sql.rows(connection, _RUNNING, (user, limit))[0][0] >= limit:
+        raise ResourceExhausted(
+            "TOO_MANY_TRANSACTIONS",
+            f"{limit} transactions of {user} are running; wait until some have ended",
+            retry_after=config.busy_retry_seconds,
+            limit=limit,
+        )
+
+
+def _invalid(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument("BAD_REQUEST", f"{field}: {problem}", violations=[(field, problem)])
+
+
+_BEGIN = "INSERT INTO submission (id, spec) VALUES (%(id)s, %(spec)s) ON CONFLICT (id) DO NOTHING"
+
+_TOUCH = "UPDATE submission SET updated_at = now() WHERE id = %s RETURNING spec, next"
+
+_APPEND = """
+INSERT INTO path_chunk AS c (transaction_id, chunk, paths) VALUES (%s, %s, %s)
+ON CONFLICT (transaction_id, chunk) DO UPDATE SET paths = c.paths || excluded.paths
+"""
+
+_RUNNING = """
+SELECT count(*) FROM
+  (SELECT 1 FROM txn WHERE user_name = %s AND finished_at IS NULL LIMIT %s) AS running
+"""
