@@ -1,5 +1,7 @@
 """Takes a request and its list of paths, of any length, into the ledger batch by batch."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
