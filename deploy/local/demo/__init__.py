@@ -1,0 +1,1 @@
+"""``python -m deploy.local.demo``: a realistic directory all the way to tape and back, verified."""

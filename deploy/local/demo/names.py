@@ -1,0 +1,48 @@
+"""Names that programs get wrong: every one is a legal POSIX name of 1 to 255 bytes. Pure."""
+
+from __future__ import annotations
+
+MOST_BYTES = 255
+
+ODD_NAMES: tuple[bytes, ...] = (
+    b"with some spaces",
+    b" leading and trailing space ",
+    b"new\nline",
+    b"\n",
+    b"tab\tand\rcarriage return",
+    b"\x1b[31mescape\x1b[0m\x07",
+    b"\x01\x02\x7f control",
+    b"not utf-8 \xff\xfe\x80",
+    b"latin-1 caf\xe9",
+    b"cut short \xe2\x82",
+    "é composed".encode(),
+    "e\u0301 decomposed".encode(),
+    "emoji 🛰️ 🌍".encode(),
+    "日本語 العربية עברית".encode(),
+    "line\u2028separator \u202eright to left".encode(),
+    "private \U0010fe41 use".encode(),
+    b"-rf",
+    b"--help",
+    b"-",
+    b"trailing dot.",
+    b"...",
+    b".hidden",
+    b"~",
+    b"100%",
+    b"%2e%2e%2f",
+    b"%00",
+    b"back\\slash \\n \\x00",
+    b"C:\\AUX.txt",
+    b"quote ' double \" back ` tick",
+    b"$HOME $(false) ; & | < > * ? [a-z] {a,b} !",
+    b"#comment",
+    b"a=b&c=d+e?f",
+    b"colon:colon",
+    b".nearline",
+    b".nl-0123456789abcdef",
+    b"manifest.jsonl",
+    b"x" * MOST_BYTES,
+    "ü".encode() * 127 + b"!",
+    b"\xf0" * MOST_BYTES,
+    b"\n" * MOST_BYTES,
+)
