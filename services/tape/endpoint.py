@@ -37,7 +37,8 @@ CHUNK_BYTES = 8 * 1024 * 1024
 """The unit of all transfers; a writer or a stream holds at most `CHUNKS_IN_FLIGHT` of them."""
 CHUNKS_IN_FLIGHT = 4
 
-_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@,~-]{0,254}")
+# xrootd 5 cuts a name of 255 bytes in its listings.
+_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@,~-]{0,249}")
 _LONGEST_PATH = 1000
 _STAGE_FIRST = 30.0
 
@@ -241,7 +242,7 @@ def needs_stage(state: TapeFileState) -> bool:
 def check_path(path: str) -> str:
     """Return ``path``; raises InvalidArgument TAPE_BAD_PATH unless every endpoint can hold it.
 
-    Components of 1–255 of the characters ``A–Z a–z 0–9 . _ = + @ , ~ -`` that start with a letter,
+    Components of 1–250 of the characters ``A–Z a–z 0–9 . _ = + @ , ~ -`` that start with a letter,
     digit or underscore; at most 1,000 characters in all.
     """
     if len(path) > _LONGEST_PATH or not all(map(_COMPONENT.fullmatch, path.split("/"))):

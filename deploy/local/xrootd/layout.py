@@ -7,11 +7,13 @@ from pathlib import Path
 
 EXPORT = "/tape"
 
-EVENTS = 9
-"""The descriptor by which xrootd tells its parent what happened to files.
+DIRECTORY_FD = 8
+EVENTS_FD = 9
+"""Descriptors that xrootd inherits: the rig's directory, and where it tells what happened to files.
 
-Not a named pipe: xrootd looks at its path with access(2), which ignores the capability that lets
-the server pass through a directory that is closed to others.
+All its paths begin with ``/proc/self/fd/8``. xrootd looks at files with access(2), which ignores
+the capability that lets the server pass through a directory that is closed to others; this way no
+such directory is passed. Nor can a path be too long for a socket.
 """
 
 

@@ -10,7 +10,6 @@ import errno
 import functools
 import hashlib
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -22,7 +21,7 @@ from deploy.local.errors import StackError
 from deploy.local.files import make_directory, write_atomic
 from deploy.local.privilege import Identity, unprivileged
 from deploy.local.process import ProcessSpec
-from deploy.local.xrootd.layout import EVENTS, EXPORT, Layout
+from deploy.local.xrootd.layout import DIRECTORY_FD, EVENTS_FD, EXPORT, Layout
 from deploy.local.xrootd.library.settings import Settings
 
 PACKAGES = (
@@ -47,9 +46,9 @@ oss.localroot {buffer}
 all.export {export}
 oss.statlib -2 preopen {plugin}
 ofs.preplib {plugin} {run}
-ofs.notify closew rm mv msgs 1024 64 >/proc/self/fd/{events}
+ofs.notify closew rm mv msgs 1024 64 >{events}
 # A writer that vanishes leaves nothing behind; its file goes away after the hold.
-ofs.persist manual hold 10s
+ofs.persist manual hold 5s
 xrootd.chksum max 4 chkcgi adler32
 xrootd.seclib libXrdSec.so
 sec.protocol sss -s {keytab}
@@ -164,18 +163,16 @@ class XrootdRig:
             os.chown(layout.server_keytab, *owner)
 
     def _config(self) -> str:
-        layout = self.layout
-        if re.search(r"\s", str(layout.directory)):
-            raise StackError(f"xrootd cannot be configured with a space in {layout.directory}")
+        seen = Layout(Path(f"/proc/self/fd/{DIRECTORY_FD}"))
         return _CONFIG.format(
             port=self.port,
-            run=layout.run,
-            buffer=layout.data / "buffer",
+            run=seen.run,
+            buffer=seen.data / "buffer",
             export=EXPORT,
-            plugin=layout.plugin,
-            events=EVENTS,
-            keytab=layout.server_keytab,
-            authorization=layout.authorization,
+            plugin=seen.plugin,
+            events=f"/proc/self/fd/{EVENTS_FD}",
+            keytab=seen.server_keytab,
+            authorization=seen.authorization,
         )
 
 

@@ -41,7 +41,8 @@ _EXISTS, _ONLINE, _ON_TAPE, _REQUESTED = "path_exists", "online", "on_tape", "re
 class XRootDEndpoint:
     """A ``TapeEndpoint`` at ``root[s]://host[:port]//directory``.
 
-    ``keytab`` is the shared secret for sss authentication. Nothing is sent before the first call.
+    ``keytab`` is the shared secret for sss authentication; the client library reads one only in the
+    life of a process. Nothing is sent before the first call.
     Raises InvalidArgument TAPE_BAD_URL.
     """
 

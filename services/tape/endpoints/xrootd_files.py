@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -70,7 +71,8 @@ class XRootDWriter:
                 self._flush()
             self._drain()
             self._raise_failure()
-            status, _ = self._file.close()
+            with _connected("close", self._path):
+                status, _ = self._file.close()
             check(status, "close", self._path)
             written = self._verified()
         except BaseException:
@@ -109,15 +111,21 @@ class XRootDWriter:
     def _flush(self) -> None:
         chunk = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts, self._filled = [], 0
-        self._raise_failure()
         self._take_slot()
+        try:
+            self._raise_failure()
+            self._send(chunk)
+        except NearlineError:
+            self._window.release()  # nobody will call back
+            raise
         self._adler32 = zlib_ng.adler32(chunk, self._adler32)
-        status = self._file.write(
-            chunk, self._sent, len(chunk), callback=partial(self._stored, chunk)
-        )
         self._sent += len(chunk)
-        if not status.ok:  # then nobody calls back
-            self._stored(chunk, status)
+
+    def _send(self, chunk: bytes) -> None:
+        stored = partial(self._stored, chunk)
+        with _connected("write", self._path):
+            status = self._file.write(chunk, self._sent, len(chunk), callback=stored)
+        check(status, "write", self._path)
 
     def _stored(self, _chunk: bytes, status: Status, *_: object) -> None:
         if not status.ok and self._failure is None:
@@ -216,13 +224,15 @@ class XRootDReader:
     def _read_chunk(self, offset: int, length: int) -> bytes:
         if not length:
             return b""
-        status, data = self._file.read(offset, length)
+        with _connected("read", self._path):
+            status, data = self._file.read(offset, length)
         check(status, "read", self._path)
         return _exact(data, length, self._path)
 
     def _read_vector(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         unique = list(dict.fromkeys(ranges))  # a repeated range breaks the client's bookkeeping
-        status, answer = self._file.vector_read(unique)
+        with _connected("read", self._path):
+            status, answer = self._file.vector_read(unique)
         if not status.ok:  # one bad range fails all; alone it gets an error of its own
             return [self._read_chunk(*wanted) for wanted in ranges]
         found = dict(zip(unique, (chunk.buffer for chunk in answer.chunks), strict=True))
@@ -237,7 +247,8 @@ class _Ask:
         self._length = length
         self._done = threading.Event()
         self._answer: tuple[Status, bytes | None] | None = None
-        status = file.read(offset, length, callback=self._arrived)
+        with _connected("read", path):
+            status = file.read(offset, length, callback=self._arrived)
         if not status.ok:
             self._arrived(status, None)
 
@@ -285,6 +296,19 @@ def _exact(data: bytes | None, length: int, path: str) -> bytes:
             path=path,
         )
     return data
+
+
+@contextmanager
+def _connected(action: str, path: str) -> Iterator[None]:
+    """The client closes a file that lost its connection, and then treats its use as a mistake."""
+    try:
+        yield
+    except ValueError as error:
+        raise Unavailable(
+            "TAPE_UNREACHABLE",
+            f"the connection to the tape endpoint was lost at a {action} of {path}",
+            path=path,
+        ) from error
 
 
 def _no_callback(action: str, path: str) -> Unavailable:
