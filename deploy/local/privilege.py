@@ -59,7 +59,9 @@ def _capability_options(paths: tuple[Path, ...]) -> tuple[str, ...]:
     mine = _permitted_capabilities()
     for name, number in _CAPABILITIES.items():
         if mine >> number & 1:
-            return (f"--inh-caps=-all,+{name}", f"--ambient-caps=-all,+{name}")
+            sets = ("inh-caps", "ambient-caps", "bounding-set")
+            # Without the fix-up access(2) counts the capability too; programs ask it first.
+            return ("--securebits=+no_setuid_fixup", *(f"--{each}=-all,+{name}" for each in sets))
     raise StackError(
         f"servers cannot run as an unprivileged user below {paths[0]}: it is closed to others and "
         "the capability dac_read_search is missing; choose another --dir"
