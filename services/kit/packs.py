@@ -20,14 +20,17 @@ _TYPES = {
     Attributes.DIRECTORY: paxtar.MemberType.DIRECTORY,
     Attributes.SYMLINK: paxtar.MemberType.SYMLINK,
 }
-END = bytes(1024)
-"""The two zero blocks that end a tar."""
+
+
+def member_name(path: str) -> bytes:
+    """The name of a path in a tar: without slashes at its ends; the root itself is ``.``."""
+    return names.decode(path).strip(b"/") or b"."
 
 
 def tar_member(path: str, attributes: Attributes) -> paxtar.Member:
     """The tar member of a file: ``path`` and link target in wire form, size from attributes."""
     return paxtar.Member(
-        name=names.decode(path).strip(b"/"),
+        name=member_name(path),
         type=_TYPES[attributes.type],
         size=attributes.size,
         mode=attributes.mode,
@@ -80,9 +83,9 @@ class Pack:
     def link(self, file_id: int, path: str, attributes: Attributes, first: Member, to: str) -> None:
         """Append another name of the inode whose content is ``first``, stored under ``to``."""
         member = paxtar.Member(
-            name=names.decode(path).strip(b"/"),
+            name=member_name(path),
             type=paxtar.MemberType.HARDLINK,
-            link=names.decode(to).strip(b"/"),
+            link=member_name(to),
             mode=attributes.mode,
             uid=attributes.uid,
             gid=attributes.gid,
@@ -94,7 +97,7 @@ class Pack:
     def store(self, catalog: CatalogClient, cache: ObjectStore, holding_id: int) -> Placed:
         """Write the pack as one verified object and record it; the pack is empty afterwards."""
         blob = catalog.allocate(holding_id, Blob.CACHE, Blob.TAR)
-        self._data += END
+        self._data += paxtar.END
         cache.put(blob.key, self._data)
         placed = record(catalog, cache, blob, self._members, len(self._data))
         self._data, self._members = bytearray(), []

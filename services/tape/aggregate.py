@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import storage_pb2
 from services.kit import paxtar
-from services.kit.packs import END, tar_member
+from services.kit.packs import tar_member
 
 Blob = storage_pb2.Blob
 Attributes = storage_pb2.Attributes
@@ -69,7 +69,7 @@ class Layout:
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
-        return len(self.head) + sum(section.size for section in self.sections) + len(END)
+        return len(self.head) + sum(section.size for section in self.sections) + len(paxtar.END)
 
     def placed(self) -> Iterator[Placed]:
         """Every file of the aggregate."""
@@ -103,7 +103,7 @@ def lay_out(
 
 def _section(source: Blob, members: Sequence[SourceMember], at: int) -> Section:
     if source.format == Blob.TAR:
-        section = Section(source.id, source.key, b"", source.size - len(END))
+        section = Section(source.id, source.key, b"", source.size - len(paxtar.END))
     else:
         file = members[0].file
         header = paxtar.member_header(tar_member(file.path, file.attributes))

@@ -14,7 +14,6 @@ from services.kit import paxtar
 from services.kit.catalogclient import Blob, Member
 from services.kit.errors import FailedPrecondition, NearlineError, NotFound
 from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
-from services.kit.packs import END
 from services.tape.aggregate import Layout, Section, lay_out
 from services.tape.context import Context
 from services.tape.endpoint import TapeWriter, Written
@@ -181,7 +180,7 @@ def _write(
         writer.write(layout.head)
         for section in layout.sections:
             bad |= _copy(context, ctx, writer, section)
-        writer.write(END)
+        writer.write(paxtar.END)
         return writer.commit(), bad
 
 

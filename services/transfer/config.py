@@ -28,6 +28,8 @@ class PackConfig(Section, frozen=True):
     """Size of a full TAR blob; one is held in memory per slot."""
     pack_files: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 2000
     """Most files of one task."""
+    scan_files: Count = 50_000
+    """A scan that has met so many leaves the directories that are next to other tasks."""
     part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 32 * MIB
     """Size of a part of a large upload; three are in memory at once."""
 

@@ -52,6 +52,12 @@ class Unreadable(msgspec.Struct, frozen=True):
     failure: FileFailure
 
 
+class Unvisited(msgspec.Struct, frozen=True):
+    """A directory that the walk left for another one; it has not been looked at."""
+
+    path: bytes
+
+
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """What a get restores beside the bytes; the owner is always the user who asked.
 

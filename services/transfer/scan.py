@@ -8,7 +8,7 @@ from nearline_client import names
 from services.kit.catalogclient import in_batches
 from services.kit.jobs import Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
-from services.transfer.entries import Entry, Kind, Unreadable
+from services.transfer.entries import Entry, Kind, Unreadable, Unvisited
 from services.transfer.filefailures import FileError
 from services.transfer.planning import UploadPlan, without_nested
 from services.transfer.userfs import UserFiles
@@ -21,6 +21,8 @@ _TYPES = {
     Kind.SYMLINK: Attributes.SYMLINK,
 }
 _BATCH = 2000
+# Directories of one follow-up; their paths travel in its payload.
+_LEFT = 50
 
 
 def scan(context: Context, job: Job, ctx: JobContext) -> Done:
@@ -63,7 +65,7 @@ class _Scan:
         tasks = self._plan.tasks()
         tasks += [
             new_task(task_pb2.Task.SCAN, task_pb2.ScanTask(directories=some))
-            for some in in_batches(self._left, 100)
+            for some in in_batches(self._left, _LEFT)
         ]
         return Done(files_total=self._met, bytes_total=self._bytes, follow_ups=tasks)
 
@@ -74,13 +76,19 @@ class _Scan:
 
     def _entries(self, paths: list[bytes]) -> Iterator[Entry]:
         for path in paths:
-            for found in self._files.walk(path):
+            for found in self._files.walk(path, self._has_enough):
                 self._ctx.check()
-                if isinstance(found, Unreadable):
+                if isinstance(found, Unvisited):
+                    self._left.append(names.encode(found.path))
+                elif isinstance(found, Unreadable):
                     self._met += 1
                     record_failure(self._ctx, names.encode(found.path), FileError(found.failure))
                 else:
                     yield found
+
+    def _has_enough(self) -> bool:
+        """Uploads begin when a scan ends, and a scan that is lost begins anew: keep it short."""
+        return self._met >= self._context.config.pack.scan_files
 
     def _registered(self, entries: list[Entry], answer: catalog.RegisterFilesResponse) -> None:
         self._ctx.failures((one.path, one.code, one.reason) for one in answer.rejected)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -21,7 +21,7 @@ from services.kit.errors import PermissionDenied
 from services.transfer import restore
 from services.transfer.confined import Directories, join, split
 from services.transfer.credentials import Credentials, acting_as
-from services.transfer.entries import Entry, Metadata, Unreadable, unchanged, unsupported
+from services.transfer.entries import Entry, Metadata, Unreadable, Unvisited, unchanged, unsupported
 from services.transfer.filefailures import FileCode, FileError, failure, from_os_error
 from services.transfer.walk import Walk, describe
 
@@ -87,13 +87,16 @@ class UserFiles:
             finally:
                 self._acting = False
 
-    def walk(self, path: bytes) -> Iterator[Entry | Unreadable]:
+    def walk(
+        self, path: bytes, leave: Callable[[], bool] = bool
+    ) -> Iterator[Entry | Unreadable | Unvisited]:
         """Everything at and below ``path``, each path once, a directory before its content.
 
         Symbolic links are reported, never followed. What cannot be read or stored comes as
-        `Unreadable` and the walk goes on. Names are in the order of the directory.
+        `Unreadable` and the walk goes on. Names are in the order of the directory. Directories
+        that are next while ``leave()`` is true come as `Unvisited`, for another walk.
         """
-        return Walk(self._directories, self.using).run(path)
+        return Walk(self._directories, self.using).run(path, leave)
 
     def stat(self, path: bytes) -> Entry:
         """What is at ``path``, links not followed. Raises FileError."""

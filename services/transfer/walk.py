@@ -12,7 +12,15 @@ from typing import Self
 
 from nearline_client.names import MAX_PATH_BYTES
 from services.transfer.confined import Directories, join
-from services.transfer.entries import NO_XATTRS, Entry, Kind, Unreadable, entry_of, kind_of
+from services.transfer.entries import (
+    NO_XATTRS,
+    Entry,
+    Kind,
+    Unreadable,
+    Unvisited,
+    entry_of,
+    kind_of,
+)
 from services.transfer.filefailures import (
     FileCode,
     FileError,
@@ -52,7 +60,9 @@ class Walk:
         self._directories = directories
         self._as_user = as_user
 
-    def run(self, path: bytes) -> Iterator[Entry | Unreadable]:
+    def run(
+        self, path: bytes, leave: Callable[[], bool]
+    ) -> Iterator[Entry | Unreadable | Unvisited]:
         """See `UserFiles.walk`."""
         try:
             with self._as_user():
@@ -69,7 +79,11 @@ class Walk:
         # There are no links below, so the walk goes by real paths and shows them as asked for.
         pending = [(real, path)]
         while pending:
-            yield from self._directory(*pending.pop(), pending)
+            real, shown = pending.pop()
+            if leave():
+                yield Unvisited(shown)
+            else:
+                yield from self._directory(real, shown, pending)
 
     def _directory(
         self, real: bytes, path: bytes, pending: list[tuple[bytes, bytes]]

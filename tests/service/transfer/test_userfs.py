@@ -17,7 +17,7 @@ import pytest
 
 from services.kit.errors import PermissionDenied
 from services.transfer.credentials import Credentials
-from services.transfer.entries import Entry, Kind, Metadata, Unreadable
+from services.transfer.entries import Entry, Kind, Metadata, Unreadable, Unvisited
 from services.transfer.filefailures import FileCode, FileError, from_os_error
 from services.transfer.userfs import NewFile, UserFiles, UserFs
 
@@ -253,6 +253,20 @@ class TestWalk:
         for number in range(1203):
             make(home + b"/%d" % number)
         assert len(walked(files, home)) == 1204
+
+    def test_a_walk_can_be_dealt_out(self, home: bytes, files: UserFiles) -> None:
+        for number in range(5):
+            make(folder(home + b"/d%d" % number) + b"/f")
+        met: list[bytes] = []
+        rest = [home]
+        walks = 0
+        while rest:
+            begun = len(met)
+            walks += 1
+            for found in files.walk(rest.pop(), lambda begun=begun: len(met) - begun >= 3):
+                (rest if isinstance(found, Unvisited) else met).append(found.path)
+        assert walks > 1
+        assert sorted(met) == sorted(walked(files, home))
 
     def test_leaving_early_leaks_nothing(self, home: bytes) -> None:
         folder(home + b"/d")

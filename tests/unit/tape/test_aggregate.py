@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import storage_pb2
 from services.kit import paxtar
-from services.kit.packs import END, Pack
+from services.kit.packs import Pack
 from services.tape.aggregate import lay_out
 from services.tape.verify import Slice, SliceChecker
 
@@ -46,7 +46,7 @@ def build(packs, raws):
             path = f"/d/p{number}"
             one = pack.add(number, path, attributes(content), content, new=True)
             placed.append(member(blob_id, one.offset, number, path, content))
-        data = bytes(pack._data) + END
+        data = bytes(pack._data) + paxtar.END
         objects[f"k{blob_id}"] = data
         blobs.append(Blob(id=blob_id, format=Blob.TAR, key=f"k{blob_id}", size=len(data)))
         members += placed
@@ -64,7 +64,7 @@ def write(layout, objects):
     for section in layout.sections:
         parts += [section.header, objects[section.key][: section.length]]
         parts.append(paxtar.padding(section.length))
-    return b"".join((*parts, END))
+    return b"".join((*parts, paxtar.END))
 
 
 contents = st.lists(st.binary(max_size=1500), min_size=1, max_size=5)
