@@ -88,24 +88,27 @@ class Parts:
         return driver
 
     def prepare_databases(self, services: Sequence[str]) -> None:
-        """Make roles and databases and bring their tables up to date."""
-        for name in _DATABASES:
-            if name in services:
-                password = secret(self._site.secret_path(f"{name}.password"))
-                self._site.postgres.ensure_database(name, password)
-                self._say(f"bringing the tables of {name} up to date")
-                self._migrate(name)
+        """Make roles and databases of the services and bring their tables up to date, side by side.
 
-    def _migrate(self, name: str) -> None:
+        Raises StackError with what a migration said.
+        """
+        names = [name for name in _DATABASES if name in services]
+        for name in names:
+            password = secret(self._site.secret_path(f"{name}.password"))
+            self._site.postgres.ensure_database(name, password)
+        if names:
+            self._say(f"bringing the tables of {' and '.join(names)} up to date")
+        for name, migration in [(name, self._migration(name)) for name in names]:
+            said = migration.communicate()[1].decode()
+            if migration.returncode:
+                raise StackError(f"the tables of {name} cannot be brought up to date:\n{said}")
+
+    def _migration(self, name: str) -> subprocess.Popen[bytes]:
         spec = self._service(name)
         command = [sys.executable, "-m", f"services.{name}", "migrate", *spec.argv[-2:]]
-        done = subprocess.run(
-            command, cwd=spec.cwd, env=spec.environment(), stderr=subprocess.PIPE, check=False
+        return subprocess.Popen(
+            command, cwd=spec.cwd, env=spec.environment(), stderr=subprocess.PIPE
         )
-        if done.returncode:
-            raise StackError(
-                f"the tables of {name} cannot be brought up to date:\n{done.stderr.decode()}"
-            )
 
     def _service(self, name: str) -> ProcessSpec:
         settings = configs.service(self._site, name, self.tape_driver())

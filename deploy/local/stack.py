@@ -62,7 +62,7 @@ class Stack:
             people.make_homes(self.site.homes)
             self._start([name for name in self._used(BACKENDS) if name in names])
             services = [name for name in SERVICES if name in names]
-            self._parts.prepare_databases(services)
+            self._parts.prepare_databases([name for name in services if not self.pid(name)])
             self._start(services)
 
     def down(self) -> None:
