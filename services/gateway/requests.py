@@ -129,7 +129,8 @@ def find_files(identity: Identity, request: api.FindFilesRequest) -> catalog.Fin
             holdings=_checked_holdings(identity, request.filter),
             path=check(request.path, "path") if request.path else "",
             regex=request.regex,
-            recursive=not request.exact,
+            # A pattern is searched in the whole path, so it matches what is below by itself.
+            recursive=not (request.exact or request.regex),
         ),
         descending=request.descending,
         limit=validate.number(request.limit, "limit"),
