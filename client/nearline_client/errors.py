@@ -39,7 +39,7 @@ class ServiceError(Exception):
         details = [f"{field}: {what}" for field, what in self.violations if what not in text]
         if details:
             text = f"{text} ({', '.join(details)})"
-        return f"{text}; {self.advice}" if self.advice else text
+        return f"{text.rstrip('.')}; {self.advice}" if self.advice else text
 
 
 class NotLoggedIn(ServiceError):

@@ -152,7 +152,7 @@ def show_usage(usages: Iterable[GetUsageResponse]) -> None:
             )
             for usage in usages
         ),
-        "you are in no group",
+        "nothing is stored in your groups",
     )
 
 
@@ -184,7 +184,8 @@ def show_system(system: GetSystemResponse) -> None:
                 (f"worker {worker.id}", worker.trouble or "connection lost")
                 for service in system.services
                 for worker in service.workers
-                if worker.trouble or not worker.connected
+                # What a service says of itself is often what its workers say.
+                if not worker.connected or worker.trouble not in service.trouble
             ),
         ]
     )
