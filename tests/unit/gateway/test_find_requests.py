@@ -1,4 +1,4 @@
-"""What a find of a user becomes in the catalog, which takes a path or a pattern, never both ways."""
+"""What a find becomes in the catalog, which takes a path or a pattern, never both ways."""
 
 from __future__ import annotations
 
