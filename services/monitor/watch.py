@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 
 import structlog
 
@@ -16,7 +17,10 @@ from services.monitor import rules, transactions
 
 log = structlog.get_logger(__name__)
 
-_PERIOD_SECONDS = 0.5
+# How often what changed is read, for all watchers together; an end is told at once.
+_READ_SECONDS = 0.05
+# How often one watcher is told of changes that are not the end.
+_TELL_SECONDS = 0.5
 # For what no notification tells: workers that come and go, times that draw near.
 _REFRESH_SECONDS = 5.0
 _BATCH = 200
@@ -28,6 +32,7 @@ class _Slot:
     def __init__(self) -> None:
         self._latest: Transaction | None = None
         self._fresh = asyncio.Event()
+        self._taken = float("-inf")
 
     def put(self, latest: Transaction | None) -> None:
         """None ends the watch."""
@@ -35,9 +40,19 @@ class _Slot:
         self._fresh.set()
 
     async def take(self) -> Transaction | None:
+        """The next state; one that is not final waits until the last one taken has some age."""
+        clock = asyncio.get_running_loop().time
         await self._fresh.wait()
         self._fresh.clear()
+        while not self._is_end() and (left := self._taken + _TELL_SECONDS - clock()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._fresh.wait(), left)
+            self._fresh.clear()
+        self._taken = clock()
         return self._latest
+
+    def _is_end(self) -> bool:
+        return self._latest is None or rules.is_final(self._latest.state)
 
 
 class Watchers:
@@ -86,13 +101,13 @@ class Watchers:
                 slot.put(None)
 
     async def run(self) -> None:
-        """Publish changes until cancelled, each transaction at most twice a second."""
+        """Publish changes until cancelled."""
         refreshing = asyncio.create_task(self._refresh())
         try:
             while True:
                 await self._some_changed.wait()
                 await self._publish()
-                await asyncio.sleep(_PERIOD_SECONDS)
+                await asyncio.sleep(_READ_SECONDS)
         finally:
             refreshing.cancel()
 
