@@ -75,7 +75,6 @@ class Attempts:
         self._caller = caller
         self._patience = patience
         self._notice = notice
-        self._started = False
         self._fresh = False
         self._renewed = False
         self._failures = 0
@@ -89,7 +88,7 @@ class Attempts:
 
     def progressed(self) -> None:
         """Something new was received: patience starts anew."""
-        self._started = self._fresh = True
+        self._caller.reached = self._fresh = True
         self._renewed = False
         self._failures = 0
 
@@ -123,7 +122,7 @@ class Attempts:
         backoff = min(timing.longest_pause, timing.pause * 2.0**self._failures)
         self._failures += 1
         pause = max(backoff * random.uniform(0.5, 1.0), error.retry_after or 0.0)
-        patience = self._patience if self._started else timing.opening
+        patience = self._patience if self._caller.reached else timing.opening
         if now + pause - self._trouble_since > patience:
             raise error
         if self._notice:
@@ -139,6 +138,8 @@ class Caller:
         self.server = server
         self.tokens = tokens
         self.timing = timing
+        #: Whether the service ever answered: a wrong URL is to be noticed soon.
+        self.reached = False
 
     def attempts(self, patience: float, notice: Notice | None = None) -> Attempts:
         """The attempts of one call that may be interrupted for `patience` seconds."""

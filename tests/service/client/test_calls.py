@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -58,6 +59,18 @@ def test_watch_connects_again_and_says_each_state_once(gateway: Gateway, store: 
     troubles: list[ServiceError] = []
     assert list(store.watch(ID, on_trouble=troubles.append)) == [queued, moving, done]
     assert {trouble.reason for trouble in troubles} == {"UNREACHABLE", "WATCH_ENDED"}
+
+
+def test_service_that_answered_before_is_waited_for(gateway: Gateway, environment: str) -> None:
+    gateway.transactions = [Transaction(id=ID, state=Transaction.COMPLETE)]
+    gateway.faults["WatchTransaction"] = deque([Drop()] * 20)
+    impatient = replace(QUICK, opening=0.1)
+    with nearline_client.connect(timing=impatient) as store:
+        store.put(["/a"], transaction_id=ID)
+        assert store.wait(ID).state == Transaction.COMPLETE
+    gateway.faults["WatchTransaction"] = deque([Drop()] * 1000)
+    with nearline_client.connect(timing=impatient) as store, pytest.raises(ServiceError):
+        store.wait(ID)
 
 
 def test_wait_ends_with_the_final_state(gateway: Gateway, store: Client) -> None:
