@@ -31,14 +31,14 @@ _FINAL = frozenset({
 # The phase of each kind of work, from the least to the most advanced.
 _PHASES: tuple[tuple[State, frozenset[int]], ...] = (
     (Transaction.INDEXING, frozenset({Task.SCAN, Task.RESOLVE})),
-    (Transaction.STAGING, frozenset({Task.STAGE, Task.RECALL, Task.RELEASE})),
+    (Transaction.STAGING, frozenset({Task.STAGE, Task.RECALL})),
     (Transaction.TRANSFERRING, frozenset({Task.UPLOAD, Task.DOWNLOAD, Task.FINISH_DIRECTORIES})),
     (Transaction.ARCHIVING, frozenset({Task.PLAN_ARCHIVE, Task.ARCHIVE, Task.CONFIRM})),
     (Transaction.DELETING, frozenset({Task.EVICT})),
 )
 
 _TAPE_KINDS = frozenset({
-    Task.PLAN_ARCHIVE, Task.ARCHIVE, Task.CONFIRM, Task.STAGE, Task.RECALL, Task.RELEASE,
+    Task.PLAN_ARCHIVE, Task.ARCHIVE, Task.CONFIRM, Task.STAGE, Task.RECALL,
 })  # fmt: skip
 
 # Requests for files: one that met none has failed its user. Others may well find nothing to do.

@@ -76,11 +76,7 @@ class Task(_message.Message):
         """tape: copy wanted members of one online tape blob to the cache.
         buf:lint:ignore ENUM_VALUE_PREFIX
         """
-        RELEASE: Task._Kind.ValueType  # 11
-        """tape: release the tape buffer once nobody needs the blob.
-        buf:lint:ignore ENUM_VALUE_PREFIX
-        """
-        FINISH_DIRECTORIES: Task._Kind.ValueType  # 12
+        FINISH_DIRECTORIES: Task._Kind.ValueType  # 11
         """transfer: set metadata of restored directories after everything below them was written.
         buf:lint:ignore ENUM_VALUE_PREFIX
         """
@@ -130,11 +126,7 @@ class Task(_message.Message):
     """tape: copy wanted members of one online tape blob to the cache.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
-    RELEASE: Task.Kind.ValueType  # 11
-    """tape: release the tape buffer once nobody needs the blob.
-    buf:lint:ignore ENUM_VALUE_PREFIX
-    """
-    FINISH_DIRECTORIES: Task.Kind.ValueType  # 12
+    FINISH_DIRECTORIES: Task.Kind.ValueType  # 11
     """transfer: set metadata of restored directories after everything below them was written.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
