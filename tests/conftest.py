@@ -12,6 +12,7 @@ settings.load_profile("untimed")
 pytest_plugins = [
     "tests.fixtures.parts",
     "tests.fixtures.stack",
+    "tests.fixtures.store",
     "tests.fixtures.idp",
     "tests.fixtures.tape",
 ]
