@@ -179,7 +179,8 @@ class Worker:
                 return
             log.info("ledger_found", worker=self.worker_id, resumed=len(first.welcome.held))
             self._resume(out, first.welcome)
-            beats = asyncio.create_task(self._beat(out, first.welcome.heartbeat.ToSeconds()))
+            period = max(first.welcome.heartbeat.ToNanoseconds() / 1e9, 0.1)
+            beats = asyncio.create_task(self._beat(out, period))
             while (message := await _read(call)) is not None:
                 self._receive(message)
         finally:
