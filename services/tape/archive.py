@@ -9,7 +9,7 @@ import structlog
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.monitor.v1 import monitor_pb2 as ledger
-from nearline.type.v1 import identity_pb2, storage_pb2, task_pb2, transaction_pb2
+from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import paxtar
 from services.kit.catalogclient import Blob, Member
 from services.kit.errors import FailedPrecondition, NearlineError, NotFound
@@ -99,7 +99,6 @@ def _claim(
     spec = ledger.TransactionSpec(
         id=str(uuid.uuid4()),
         action=transaction_pb2.Transaction.ARCHIVE,
-        identity=identity_pb2.Identity(user=holding.user),
         group=holding.group,
         holding_id=holding.id,
         label=holding.label,
