@@ -16,6 +16,8 @@ from tests.fixtures.parts import temporary_directory
 def outcome() -> tuple[subprocess.CompletedProcess[str], Path]:
     """What a run printed, and the directory of its stack, which the run itself has removed."""
     with temporary_directory("demo") as directory:
+        # The test user must reach the home directory below it.
+        directory.chmod(0o711)
         stack = directory / "stack"
         command = [sys.executable, "-m", "deploy.local.demo", "--dir", str(stack)]
         run = subprocess.run(

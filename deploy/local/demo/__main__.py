@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """0 when everything came back as it was, 1 when something differs, 2 when it could not be."""
     arguments = _parser().parse_args(words)
     screen = Screen()
+    # So that what was started is stopped and removed then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _run(arguments, screen)
     except (StackError, ServiceError, AuthError, TimeoutError, OSError) as error:

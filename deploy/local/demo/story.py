@@ -46,9 +46,7 @@ class Demo:
         self._stack = stack
         self._screen = screen
         self._options = options
-        home = os.fsencode(stack.home(USER))
-        with trees.acting_as_user(USER):
-            self._work = tempfile.mkdtemp(prefix=b"demo-", dir=home)
+        self._work = _new_directory(stack.home(USER))
         self.label = os.path.basename(self._work).decode()
         self._source = os.path.join(self._work, b"data")
         self._logins = make_directory(stack.site.directory / "clients" / self.label, 0o700)
@@ -231,3 +229,14 @@ class Demo:
             yield
         finally:
             settings.write_bytes(before)
+
+
+def _new_directory(home: Path) -> bytes:
+    try:
+        with trees.acting_as_user(USER):
+            return tempfile.mkdtemp(prefix=b"demo-", dir=os.fsencode(home))
+    except PermissionError as error:
+        raise StackError(
+            f"{USER} cannot write to {home}: let others pass through the directories above it "
+            "(chmod o+x), or choose another --dir"
+        ) from error
