@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     State: TypeAlias = Transaction.State.ValueType
 
 MOST_WARNINGS = 100
+# Below this a user's tasks would all enter the queue at the same virtual time.
+_LEAST_COST = 0.001
 _WARNING_LENGTH = 1000
 
 _FINAL = frozenset({
@@ -150,7 +152,7 @@ def is_poison(lost: int, limits: Limits) -> bool:
 
 def tags(start: float, costs: Sequence[float]) -> list[float]:
     """Virtual times of tasks that enter a lane standing at ``start``; the last is its new place."""
-    return [start + total for total in accumulate(max(cost, 0.0) or 1.0 for cost in costs)]
+    return [start + total for total in accumulate(max(cost, _LEAST_COST) for cost in costs)]
 
 
 def merge_warnings(present: Sequence[str], added: Sequence[str]) -> list[str]:
