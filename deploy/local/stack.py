@@ -116,7 +116,9 @@ class Stack:
         return self.supervisor.log_path(self._known(name))
 
     def environment(self) -> dict[str, str]:
-        """Variables by which `nlds` finds this stack."""
+        """Variables by which `nlds` finds this stack. Raises StackError if it never was up."""
+        if not self.site.authority.certificate.exists():
+            raise StackError(f"no stack was ever up in {self.site.directory}; run `make up`")
         return {
             "NEARLINE_URL": f"https://{self.site.address('gateway')}",
             "NEARLINE_CA": str(self.site.authority.certificate),
