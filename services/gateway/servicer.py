@@ -170,7 +170,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         # No group in the request means every group of the store to the catalog.
         if groups:
             async for usage in self._catalog.GetUsage(catalog.GetUsageRequest(groups=groups)):
+                groups.remove(usage.group)
                 yield api.GetUsageResponse(usage=usage)
+        # The catalog does not know groups that have never stored anything.
+        for group in groups:
+            yield api.GetUsageResponse(usage=catalog.GetUsageResponse(group=group))
 
     async def SetQuota(  # noqa: N802
         self, request: api.SetQuotaRequest, context: _Context
