@@ -72,15 +72,15 @@ def begin(connection: Connection, spec: TransactionSpec, config: LedgerConfig) -
 
     Raises AlreadyExists, PermissionDenied, ResourceExhausted.
     """
-    accepted = "SELECT spec FROM txn WHERE id = %s"
-    for (known,) in sql.rows(connection, accepted, (spec.id,)):
-        _check_same(spec, TransactionSpec.FromString(bytes(known)))
+    values = (spec.id, spec.SerializeToString())
+    known, following = sql.rows(connection, _BEGIN, values)[0]
+    # Looked for behind the insert, which waits for an acceptance that goes on.
+    for (accepted,) in sql.rows(connection, "SELECT spec FROM txn WHERE id = %s", (spec.id,)):
+        _check_same(spec, TransactionSpec.FromString(bytes(accepted)))
+        sql.run(connection, "DELETE FROM submission WHERE id = %s", (spec.id,))
         return None
-    _check_room(connection, spec.identity.user, config)
-    values = {"id": spec.id, "spec": spec.SerializeToString()}
-    sql.run(connection, _BEGIN, values)
-    known, following = sql.rows(connection, _TOUCH, (spec.id,))[0]
     _check_same(spec, TransactionSpec.FromString(bytes(known)))
+    _check_room(connection, spec.identity.user, config)
     return int(following)
 
 
@@ -122,9 +122,12 @@ def accept(
 
     Raises FailedPrecondition, ResourceExhausted.
     """
-    if sql.rows(connection, "SELECT 1 FROM txn WHERE id = %s", (transaction_id,)):
-        return
-    stored = _lock(connection, transaction_id)
+    try:
+        stored = _lock(connection, transaction_id)
+    except FailedPrecondition:
+        if sql.rows(connection, "SELECT 1 FROM txn WHERE id = %s", (transaction_id,)):
+            return
+        raise
     if stored != commit.total:
         raise FailedPrecondition(
             "PATHS_MISSING",
@@ -223,9 +226,10 @@ def _invalid(field: str, problem: str) -> InvalidArgument:
     return InvalidArgument("BAD_REQUEST", f"{field}: {problem}", violations=[(field, problem)])
 
 
-_BEGIN = "INSERT INTO submission (id, spec) VALUES (%(id)s, %(spec)s) ON CONFLICT (id) DO NOTHING"
-
-_TOUCH = "UPDATE submission SET updated_at = now() WHERE id = %s RETURNING spec, next"
+_BEGIN = """
+INSERT INTO submission (id, spec) VALUES (%s, %s)
+ON CONFLICT (id) DO UPDATE SET updated_at = now() RETURNING spec, next
+"""
 
 _APPEND = """
 INSERT INTO path_chunk AS c (transaction_id, chunk, paths) VALUES (%s, %s, %s)

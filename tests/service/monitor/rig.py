@@ -131,9 +131,7 @@ def commit(total: int = 0, **fields: Any) -> pb.SubmitRequest:
     return pb.SubmitRequest(commit=pb.SubmitRequest.Commit(total=total, **fields))
 
 
-async def answers(
-    stub: Any, *requests: pb.SubmitRequest
-) -> list[pb.SubmitResponse]:
+async def answers(stub: Any, *requests: pb.SubmitRequest) -> list[pb.SubmitResponse]:
     """All answers of one Submit call."""
 
     async def send() -> AsyncIterator[pb.SubmitRequest]:
@@ -239,5 +237,3 @@ class Raw:
         with suppress(grpc.aio.AioRpcError):
             while await self.call.read() is not grpc.aio.EOF:
                 pass
-
-

@@ -199,7 +199,10 @@ async def test_follow_ups_open_transactions_of_their_own(database_config: Databa
         await raw.connect()
         lease = (await raw.lease()).lease
         other = spec("", group="ocean", action=Transaction.ARCHIVE, holding_id=7)
-        follow = [new_task(Task.ARCHIVE, transaction=other), new_task(Task.ARCHIVE, transaction=other)]
+        follow = [
+            new_task(Task.ARCHIVE, transaction=other),
+            new_task(Task.ARCHIVE, transaction=other),
+        ]
         done = Complete(lease=lease, files_total=1, files_done=1, follow_ups=follow)
         assert await raw.acked(complete=done)
         assert await raw.acked(complete=done)
