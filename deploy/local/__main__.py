@@ -107,8 +107,18 @@ def main(words: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description=__doc__)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--dir", type=Path, default=default_directory(), help="where all its data is (default: %(default)s)")
-    common.add_argument("--tape", choices=TAPE_DRIVERS, default="auto", help="tape: auto takes xrootd where it is installed")
+    common.add_argument(
+        "--dir",
+        type=Path,
+        default=default_directory(),
+        help="where all its data is (default: %(default)s)",
+    )
+    common.add_argument(
+        "--tape",
+        choices=TAPE_DRIVERS,
+        default="auto",
+        help="tape: auto takes xrootd where it is installed",
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
