@@ -54,19 +54,21 @@ _LOCK_IDLE = text(f"""
     SELECT * FROM blob WHERE id = ANY(:blobs) AND state = {STORED}
     ORDER BY id FOR UPDATE SKIP LOCKED
 """)
-# A file that is not SAFE on tape, or that somebody pinned, keeps its whole blob.
+# A file that is not SAFE on tape, or that somebody pinned, keeps its whole blob. For the counts see
+# the same in `seal`.
 _HELD = text(f"""
-    SELECT l.blob_id FROM location l WHERE l.blob_id = ANY(:blobs) AND NOT EXISTS (
-        SELECT FROM location t JOIN blob b ON b.id = t.blob_id
-        WHERE t.file_id = l.file_id AND t.tier = {TAPE} AND b.state = {SAFE})
+    SELECT l.blob_id FROM location l WHERE l.blob_id = ANY(:blobs) AND (
+        SELECT count(*) FROM location t JOIN blob b ON b.id = t.blob_id
+        WHERE t.file_id = l.file_id AND t.tier = {TAPE} AND b.state = {SAFE}) = 0
     UNION
     SELECT l.blob_id FROM pin p
     JOIN location l ON int8range(p.first, p.last, '[]') @> l.file_id
     WHERE l.blob_id = ANY(:blobs) AND p.until > now()
 """)
 _LAST_COPIES = text("""
-    SELECT count(*) FROM location l WHERE l.blob_id = ANY(:blobs) AND NOT EXISTS (
-        SELECT FROM location o WHERE o.file_id = l.file_id AND NOT o.blob_id = ANY(:blobs))
+    SELECT count(*) FROM location l WHERE l.blob_id = ANY(:blobs) AND (
+        SELECT count(*) FROM location o
+        WHERE o.file_id = l.file_id AND NOT o.blob_id = ANY(:blobs)) = 0
 """)
 _NEIGHBOURS = text(f"""
     SELECT id FROM blob WHERE id IN (
@@ -91,8 +93,8 @@ _NOTE_FAULTS = text("""
 _MARK_LOST = text(f"""
     UPDATE file f SET state = {FILE_LOST} FROM location l
     WHERE l.blob_id = :blob AND (:whole OR l.file_id = ANY(:files)) AND f.id = l.file_id
-        AND f.state = {FILE_STORED} AND NOT EXISTS (
-            SELECT FROM location o WHERE o.file_id = f.id AND o.blob_id <> :blob)
+        AND f.state = {FILE_STORED} AND (
+            SELECT count(*) FROM location o WHERE o.file_id = f.id AND o.blob_id <> :blob) = 0
 """)
 _DROP = text("""
     WITH gone AS (

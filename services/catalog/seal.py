@@ -60,13 +60,17 @@ _LOCK_FILES = text("""
         SELECT f.id FROM member m JOIN file f ON f.id = m.file_id ORDER BY f.id FOR UPDATE OF f
     ) AS locked
 """)
+# Here and below `(SELECT count(*) …)` where EXISTS would say the same: it stays one look-up in the
+# primary key for each file. EXISTS can become a join, and the planner chooses a wrong one while its
+# statistics lag behind a growing table.
 _JUDGE = text(f"""
     UPDATE member m SET was_state = f.state, was_size = f.size, put_id = f.put_id,
         verdict = CASE
             WHEN f.holding_id <> :holding THEN {_MISSING}
-            WHEN EXISTS (
-                SELECT FROM location l WHERE l.file_id = f.id AND l.tier = :tier AND l.copy = 1
-            ) THEN {_REDUNDANT}
+            WHEN (
+                SELECT count(*) FROM location l
+                WHERE l.file_id = f.id AND l.tier = :tier AND l.copy = 1
+            ) > 0 THEN {_REDUNDANT}
             WHEN f.state = {FILE_REGISTERED} THEN
                 CASE WHEN m.length = coalesce(m.size, f.size)
                     AND (m.digest IS NOT NULL) = (coalesce(m.type, f.type) = {Attributes.FILE})
@@ -117,15 +121,16 @@ _SEAL = text(f"""
     UPDATE blob b SET state = :state, size = :size, adler32 = :adler32, files = :files,
         sealed_at = now(), last_access = now(), outcome = CAST(:outcome AS jsonb),
         needs_archive = b.tier = {CACHE} AND EXISTS (
-            SELECT FROM member m WHERE m.verdict = {_ACCEPTED} AND NOT EXISTS (
-                SELECT FROM location l WHERE l.file_id = m.file_id AND l.tier = {TAPE}))
+            SELECT FROM member m WHERE m.verdict = {_ACCEPTED} AND (
+                SELECT count(*) FROM location l
+                WHERE l.file_id = m.file_id AND l.tier = {TAPE}) = 0)
     WHERE id = :blob
 """)
 # The sources of an aggregate are free again; what it could not take is left to be archived.
 _ARCHIVED = text(f"""
     UPDATE blob b SET aggregate_id = NULL, needs_archive = EXISTS (
-        SELECT FROM location c WHERE c.blob_id = b.id AND NOT EXISTS (
-            SELECT FROM location t WHERE t.file_id = c.file_id AND t.tier = {TAPE}))
+        SELECT FROM location c WHERE c.blob_id = b.id AND (
+            SELECT count(*) FROM location t WHERE t.file_id = c.file_id AND t.tier = {TAPE}) = 0)
     WHERE aggregate_id = :blob
 """)
 

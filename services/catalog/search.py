@@ -34,8 +34,8 @@ _BELOW = f"""("left"(d.path, {PREFIX}) >= :low AND "left"(d.path, {PREFIX}) < :h
 _MATCHES = "(d.path || f.name) ~ :pattern"
 _NOT_EARLIER = "NOT (d.path || f.name) ~ ANY(CAST(:earlier AS text[]))"
 _EXACT = "(f.dir_id = :directory AND f.name = :name)"
-_NEWEST = f"""NOT EXISTS (
-    SELECT FROM file n WHERE n.dir_id = f.dir_id AND n.name = f.name AND n.id > f.id
+_NEWEST = f"""f.id = (
+    SELECT max(n.id) FROM file n WHERE n.dir_id = f.dir_id AND n.name = f.name
         AND n.holding_id = ANY(CAST(:scope AS bigint[])) AND n.state <> {FILE_REGISTERED})"""
 
 _DIRECTORY = text("SELECT id FROM directory WHERE hash = :hash")
@@ -52,9 +52,11 @@ _BY_PATH = text(f"""
 _WITH_BELOW = text(f"""
     SELECT w.prefix FROM unnest(CAST(:lows AS text[]), CAST(:highs AS text[]),
         CAST(:prefixes AS text[])) AS w (low, high, prefix)
-    WHERE EXISTS (
-        SELECT FROM directory d WHERE "left"(d.path, {PREFIX}) >= w.low
-            AND "left"(d.path, {PREFIX}) < w.high AND starts_with(d.path, w.prefix))
+    WHERE (
+        SELECT d.id FROM directory d WHERE "left"(d.path, {PREFIX}) >= w.low
+            AND "left"(d.path, {PREFIX}) < w.high AND starts_with(d.path, w.prefix)
+        ORDER BY "left"(d.path, {PREFIX}), d.id LIMIT 1
+    ) IS NOT NULL
 """)
 _NEXT_DIRECTORIES = text(f"""
     SELECT d.id, "left"(d.path, {PREFIX}) AS start FROM directory d

@@ -115,7 +115,13 @@ def digest(content: bytes) -> bytes:
 
 def a_file(size: int = 10, **more: Any) -> Attributes:
     return Attributes(
-        type=Attributes.FILE, size=size, mode=0o640, uid=1000, gid=100, mtime_ns=1_700_000_000_123_456_789, **more
+        type=Attributes.FILE,
+        size=size,
+        mode=0o640,
+        uid=1000,
+        gid=100,
+        mtime_ns=1_700_000_000_123_456_789,
+        **more,
     )
 
 
@@ -205,17 +211,24 @@ class Catalog:
         self.record(blob, members(numbers, contents))
         return blob, numbers
 
+    def claim(self, put: Put, sources: Sequence[int], key: str = "") -> api.ClaimAggregateResponse:
+        request = api.ClaimAggregateRequest(
+            holding_id=put.holding.id,
+            source_blob_ids=sources,
+            claim_key=key or str(uuid.uuid4()),
+        )
+        return self.stub.ClaimAggregate(request)
+
     def archive(self, put: Put, sources: Sequence[Blob], state: Any = Blob.WRITTEN) -> Blob:
         """Claim and record an aggregate of whole cache blobs."""
-        claimed = self.stub.ClaimAggregate(
-            api.ClaimAggregateRequest(
-                holding_id=put.holding.id,
-                source_blob_ids=[blob.id for blob in sources],
-                claim_key=str(uuid.uuid4()),
-            )
-        )
+        claimed = self.claim(put, [blob.id for blob in sources])
         copied = [
-            Member(file_id=m.file.id, offset=at * 1000, length=m.file.attributes.size, digest=m.file.digest)
+            Member(
+                file_id=m.file.id,
+                offset=at * 1000,
+                length=m.file.attributes.size,
+                digest=m.file.digest,
+            )
             for at, m in enumerate(self.members(claimed.source_blob_ids))
         ]
         self.record(claimed.blob, copied, state=state, adler32=7)

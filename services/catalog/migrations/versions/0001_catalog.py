@@ -158,7 +158,7 @@ BEGIN
     IF EXISTS (
         SELECT FROM gone JOIN file ON file.id = gone.file_id
         WHERE file.state = 1
-            AND NOT EXISTS (SELECT FROM location WHERE location.file_id = gone.file_id)
+            AND (SELECT count(*) FROM location WHERE location.file_id = gone.file_id) = 0
     ) THEN
         RAISE restrict_violation
             USING MESSAGE = 'the last readable copy of a stored file may not be removed';
