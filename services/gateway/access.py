@@ -26,9 +26,7 @@ def own_group(identity: Identity, wanted: str) -> str:
     if wanted:
         return _member(identity, wanted)
     if not identity.groups:
-        raise PermissionDenied(
-            "NO_GROUP", f"{identity.user} is in no group; ask for membership of a group workspace"
-        )
+        raise _no_group(identity)
     if len(identity.groups) > 1:
         names = ", ".join(sorted(identity.groups))
         raise InvalidArgument(
@@ -77,8 +75,14 @@ def own_holdings(identity: Identity, wanted: api.HoldingFilter) -> storage_pb2.H
 
 
 def visibility(identity: Identity, *, group: str = "", user: str = "") -> monitor.Visibility:
-    """Which transactions the caller may see: those of the groups."""
-    return monitor.Visibility(groups=readable_groups(identity, group), user=user)
+    """Which transactions the caller may see: those of the groups.
+
+    PermissionDenied for a caller without any: to the ledger no group means every group.
+    """
+    groups = readable_groups(identity, group)
+    if not groups:
+        raise _no_group(identity)
+    return monitor.Visibility(groups=groups, user=user)
 
 
 def may_change(identity: Identity, transaction: transaction_pb2.Transaction) -> None:
@@ -96,3 +100,9 @@ def _member(identity: Identity, group: str) -> str:
             group=group,
         )
     return group
+
+
+def _no_group(identity: Identity) -> PermissionDenied:
+    return PermissionDenied(
+        "NO_GROUP", f"{identity.user} is in no group; ask for membership of a group workspace"
+    )

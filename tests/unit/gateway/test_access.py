@@ -47,6 +47,15 @@ def test_reads_stay_within_the_callers_groups():
         access.holdings(ALICE, api.HoldingFilter(group="secret"))
 
 
+def test_a_caller_without_groups_sees_no_transaction():
+    assert list(access.visibility(ALICE).groups) == ["cmip6", "sentinel"]
+    # To the ledger an empty list of groups means all of them.
+    with pytest.raises(PermissionDenied, match="no group"):
+        access.visibility(LONELY)
+    with pytest.raises(PermissionDenied, match="no group"):
+        requests.list_transactions(LONELY, api.ListTransactionsRequest(all_users=True))
+
+
 @pytest.mark.parametrize(("group", "allowed"), [("sentinel", True), ("cmip6", False)])
 def test_changing_what_others_own_takes_a_role(group, allowed):
     theirs = transaction_pb2.Transaction(user="bob", group=group)
