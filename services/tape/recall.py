@@ -10,6 +10,7 @@ from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2
 from services.kit import spans
 from services.kit.catalogclient import Blob, Member
+from services.kit.errors import Unavailable
 from services.kit.jobs import Deferred, Done, Job, JobContext, Outcome, new_task
 from services.kit.packs import Pack, record
 from services.tape.context import Context
@@ -25,6 +26,9 @@ MOST_REQUESTS = 3
 SILENT_POLLS = 3
 """A request that the endpoint does not know of for so many polls was lost."""
 _FIRST_POLL_SECONDS = 0.5
+# By then the pause is longer than any that is configured; the power would soon be too large.
+_GROWING_POLLS = 40
+_EMPTY_RETRY_SECONDS = 30.0
 _GROUP_BYTES = 8 << 20
 _BYTES_PER_SECOND = 300 << 20
 
@@ -39,8 +43,10 @@ class Sorted:
     online: list[task_pb2.RecallTask]
     request: list[task_pb2.RecallTask]
     wait: list[task_pb2.RecallTask]
-    lost: list[tuple[task_pb2.RecallTask, str]]
-    """With the reason why they will never come."""
+    unreadable: list[tuple[task_pb2.RecallTask, str]]
+    """With what the endpoint said; a drive or library may be out of order, so the copy stays."""
+    missing: list[task_pb2.RecallTask]
+    """The endpoint has said again and again that it does not have the file."""
 
 
 def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
@@ -54,31 +60,40 @@ def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
         # Every stage is a reference of its own to the endpoint's buffer, given back after the
         # recall: so another request for the same tape file cannot take it away from this one.
         context.tape.stage([recall.key for recall in now.request])
-    for recall, reason in now.lost:
+    for recall, reason in now.unreadable:
         _fail(context, ctx, recall, reason)
+    _drop_missing(context, ctx, now.missing)
     tasks = [_recall_task(recall) for recall in now.online]
     waiting = [*now.request, *now.wait]
     if not waiting:
         return Done(follow_ups=tasks)
     payload = task_pb2.StageTask(recalls=waiting, polls=task.polls + 1)
     return Deferred(
-        min(_FIRST_POLL_SECONDS * 1.5**task.polls, context.config.recall.poll_seconds),
+        poll_pause(task.polls, context.config.recall.poll_seconds),
         payload.SerializeToString(),
         waiting_for=f"tape: {len(waiting)} of {total} tape files are not online yet",
         follow_ups=tasks,
     )
 
 
+def poll_pause(polls: int, longest: float) -> float:
+    """Seconds until the next poll after ``polls`` of them; a recall may wait for weeks. Pure."""
+    return float(min(_FIRST_POLL_SECONDS * 1.5 ** min(polls, _GROWING_POLLS), longest))
+
+
 def sort_out(recalls: Iterable[task_pb2.RecallTask], states: Iterable[TapeFileState]) -> Sorted:
     """What to do about each recall, given the endpoint's word on it; counts in the recalls."""
-    result = Sorted([], [], [], [])
+    result = Sorted([], [], [], [], [])
     for recall, state in zip(recalls, states, strict=True):
         if not state.exists:
-            result.lost.append((recall, "the tape endpoint does not have the file any more"))
+            recall.silent_polls += 1
+            known_missing = recall.silent_polls >= SILENT_POLLS
+            (result.missing if known_missing else result.wait).append(recall)
         elif recall.requests and state.online:
             result.online.append(recall)
         elif state.error and recall.requests >= MOST_REQUESTS:
-            result.lost.append((recall, f"the tape endpoint cannot read it: {state.error}"))
+            reason = f"the tape endpoint cannot read it: {state.error}; try again later"
+            result.unreadable.append((recall, reason))
         elif not recall.requests or state.error or _forgotten(recall, state):
             recall.requests += 1
             recall.silent_polls = 0
@@ -93,9 +108,24 @@ def _forgotten(recall: task_pb2.RecallTask, state: TapeFileState) -> bool:
     return recall.silent_polls >= SILENT_POLLS
 
 
+def _drop_missing(
+    context: Context, ctx: JobContext, missing: Sequence[task_pb2.RecallTask]
+) -> None:
+    """Have the catalog forget copies that are gone, unless the endpoint seems to have lost all."""
+    if missing and next(iter(context.tape.list()), None) is None:
+        raise Unavailable(
+            "TAPE_EMPTY",
+            "the tape endpoint shows no file at all; its storage may not be mounted",
+            retry_after=_EMPTY_RETRY_SECONDS,
+        )
+    reason = "the tape endpoint does not have the file any more"
+    for recall in missing:
+        context.catalog.report_fault(recall.blob_id, [], reason)
+        _fail(context, ctx, recall, reason)
+
+
 def _fail(context: Context, ctx: JobContext, recall: task_pb2.RecallTask, reason: str) -> None:
     log.error("tape_file_unreadable", blob=recall.blob_id, key=recall.key, reason=reason)
-    context.catalog.report_fault(recall.blob_id, [], reason)
     files = context.catalog.files(recall.files)
     ctx.failures((file.path, "TAPE_COPY_UNREADABLE", reason) for file in files)
 

@@ -1,13 +1,26 @@
 """Which blobs form an aggregate, and what becomes of a recall."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nearline.type.v1 import storage_pb2, task_pb2
+from services.kit.errors import Unavailable
+from services.kit.jobs import Done
+from services.tape.config import RecallConfig
 from services.tape.endpoint import TapeFileState
 from services.tape.grouping import Limits, form
-from services.tape.recall import MOST_REQUESTS, SILENT_POLLS, groups, select, sort_out
+from services.tape.recall import (
+    MOST_REQUESTS,
+    SILENT_POLLS,
+    groups,
+    poll_pause,
+    select,
+    sort_out,
+    stage,
+)
 
 Blob = storage_pb2.Blob
 LIMITS = Limits(target_bytes=100, most_members=20, most_blobs=5, flush_seconds=60)
@@ -51,9 +64,12 @@ def state(**kinds):
     return TapeFileState(**{**fields, **kinds})
 
 
+_OUTCOMES = ("online", "request", "wait", "unreadable", "missing")
+
+
 def sort_one(recall, **kinds):
     found = sort_out([recall], [state(**kinds)])
-    return next(name for name in ("online", "request", "wait", "lost") if getattr(found, name))
+    return next(name for name in _OUTCOMES if getattr(found, name))
 
 
 def test_every_recall_asks_once_also_for_what_is_online_already():
@@ -76,11 +92,75 @@ def test_a_lost_request_is_asked_again():
 def test_a_file_that_cannot_be_read_is_given_up_in_the_end():
     recall = task_pb2.RecallTask(blob_id=1)
     tries = [sort_one(recall, error="drive broke") for _ in range(MOST_REQUESTS + 1)]
-    assert tries == ["request"] * MOST_REQUESTS + ["lost"]
+    assert tries == ["request"] * MOST_REQUESTS + ["unreadable"]
 
 
-def test_a_missing_tape_file_is_lost_at_once():
-    assert sort_one(task_pb2.RecallTask(), exists=False) == "lost"
+def test_a_tape_file_counts_as_missing_only_when_the_endpoint_says_so_repeatedly():
+    recall = task_pb2.RecallTask()
+    answers = [sort_one(recall, exists=False) for _ in range(SILENT_POLLS)]
+    assert answers == ["wait"] * (SILENT_POLLS - 1) + ["missing"]
+
+
+class Tape:
+    """An endpoint of one file, which does not come back; ``others`` lie beside it."""
+
+    def __init__(self, others=(), **kinds):
+        self.others, self.kinds = others, kinds
+
+    def stat(self, keys):
+        return [state(**self.kinds) for _ in keys]
+
+    def stage(self, keys):
+        return dict.fromkeys(keys, "1")
+
+    def list(self):
+        return iter(self.others)
+
+
+class Catalog:
+    def __init__(self):
+        self.faults = []
+
+    def report_fault(self, blob, files, reason):
+        self.faults.append(blob)
+
+    def files(self, ranges):
+        return [stored(1, 0)]
+
+
+def polled(tape, times):
+    """The last outcome of a stage, the failures it recorded, and the faults that it reported."""
+    failures, catalog = [], Catalog()
+    recall = task_pb2.RecallTask(blob_id=7, key="k", files=[storage_pb2.IdRange(first=1, count=1)])
+    payload = task_pb2.StageTask(recalls=[recall]).SerializeToString()
+    context = SimpleNamespace(
+        tape=tape, catalog=catalog, config=SimpleNamespace(recall=RecallConfig())
+    )
+    ctx = SimpleNamespace(failures=failures.extend)
+    for _ in range(times):
+        outcome = stage(context, SimpleNamespace(payload=payload), ctx)
+        payload = getattr(outcome, "payload", payload)
+    return outcome, failures, catalog.faults
+
+
+def test_an_endpoint_in_trouble_costs_the_request_but_not_the_copy():
+    outcome, failures, faults = polled(Tape(error="no drive"), MOST_REQUESTS + 1)
+    assert isinstance(outcome, Done)
+    assert len(failures) == 1
+    assert faults == []
+
+
+def test_a_copy_that_is_gone_is_forgotten_unless_everything_seems_gone():
+    _, failures, faults = polled(Tape(["another"], exists=False), SILENT_POLLS)
+    assert len(failures) == 1
+    assert faults == [7]
+    with pytest.raises(Unavailable, match="mounted"):
+        polled(Tape(exists=False), SILENT_POLLS)
+
+
+def test_the_pause_between_polls_is_bounded_however_long_a_recall_waits():
+    assert poll_pause(0, 30) == 0.5
+    assert poll_pause(100_000, 30) == 30
 
 
 def stored(number, offset, *, cached=False):
