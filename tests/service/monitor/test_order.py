@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from typing import Any
@@ -121,7 +122,7 @@ async def test_a_schedule_runs_once_across_replicas(database_config: DatabaseCon
         worker(two.peer, handlers, schedules=wanted, service="tape"),
     ):
         await until(lambda: len(runs) >= 5)
-        gaps = [after - before for before, after in zip(runs, runs[1:], strict=False)]
+        gaps = [after - before for before, after in itertools.pairwise(runs)]
         assert min(gaps) >= 0.2
         assert one.rows("SELECT count(*) FROM schedule") == [(1,)]
 

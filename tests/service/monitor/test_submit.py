@@ -70,7 +70,7 @@ async def test_a_broken_submission_goes_on_where_it_stopped(
         assert repeated[0].transaction.id == asked.id
         found = [await read_paths(one, asked.id, chunk) for chunk in range(3)]
         assert [len(chunk) for chunk in found] == [1000, 1000, 300]
-        assert sum(found, []) == paths
+        assert [path for chunk in found for path in chunk] == paths
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await read_paths(one, asked.id, 3)
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND

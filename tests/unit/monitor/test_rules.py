@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearline.type.v1.task_pb2 import Task
-from nearline.type.v1.transaction_pb2 import Transaction as T
+from nearline.type.v1.transaction_pb2 import Transaction
 from services.monitor import rules
 from services.monitor.rules import Ending, Limits, Service, Totals, Verdict, Wait
 
@@ -20,45 +20,51 @@ LIMITS = Limits()
 @pytest.mark.parametrize(
     ("totals", "state"),
     [
-        (Totals(files_total=2, files_done=2), T.COMPLETE),
-        (Totals(files_total=2, files_done=2, warnings=1), T.COMPLETE_WITH_WARNINGS),
-        (Totals(files_total=2, files_done=1, files_failed=1, warnings=1), T.COMPLETE_WITH_ERRORS),
-        (Totals(files_total=2, files_failed=2), T.FAILED),
-        (Totals(files_total=1, files_done=1, tasks_failed=1), T.COMPLETE_WITH_ERRORS),
-        (Totals(), T.FAILED),
+        (Totals(files_total=2, files_done=2), Transaction.COMPLETE),
+        (Totals(files_total=2, files_done=2, warnings=1), Transaction.COMPLETE_WITH_WARNINGS),
+        (
+            Totals(files_total=2, files_done=1, files_failed=1, warnings=1),
+            Transaction.COMPLETE_WITH_ERRORS,
+        ),
+        (Totals(files_total=2, files_failed=2), Transaction.FAILED),
+        (Totals(files_total=1, files_done=1, tasks_failed=1), Transaction.COMPLETE_WITH_ERRORS),
+        (Totals(), Transaction.FAILED),
     ],
 )
 def test_the_final_state_follows_from_the_counts(totals: Totals, state: int) -> None:
-    assert rules.final_state(T.GET, totals, cancelled=False) == state
-    assert rules.final_state(T.GET, totals, cancelled=True) == T.CANCELLED
+    assert rules.final_state(Transaction.GET, totals, cancelled=False) == state
+    assert rules.final_state(Transaction.GET, totals, cancelled=True) == Transaction.CANCELLED
 
 
 def test_the_systems_work_may_find_nothing_to_do() -> None:
-    assert rules.final_state(T.EVICT, Totals(), cancelled=False) == T.COMPLETE
-    assert rules.final_state(T.EVICT, Totals(tasks_failed=1), cancelled=False) == T.FAILED
+    assert rules.final_state(Transaction.EVICT, Totals(), cancelled=False) == Transaction.COMPLETE
+    assert (
+        rules.final_state(Transaction.EVICT, Totals(tasks_failed=1), cancelled=False)
+        == Transaction.FAILED
+    )
 
 
 @pytest.mark.parametrize(
     ("kinds", "state"),
     [
-        ({Task.SCAN: 3}, T.INDEXING),
-        ({Task.SCAN: 3, Task.UPLOAD: 1}, T.TRANSFERRING),
-        ({Task.RESOLVE: 1, Task.STAGE: 1}, T.STAGING),
-        ({Task.RECALL: 1, Task.DOWNLOAD: 2}, T.TRANSFERRING),
-        ({Task.DOWNLOAD: 0, Task.RECALL: 2}, T.STAGING),
-        ({Task.ARCHIVE: 1}, T.ARCHIVING),
-        ({Task.EVICT: 1}, T.DELETING),
+        ({Task.SCAN: 3}, Transaction.INDEXING),
+        ({Task.SCAN: 3, Task.UPLOAD: 1}, Transaction.TRANSFERRING),
+        ({Task.RESOLVE: 1, Task.STAGE: 1}, Transaction.STAGING),
+        ({Task.RECALL: 1, Task.DOWNLOAD: 2}, Transaction.TRANSFERRING),
+        ({Task.DOWNLOAD: 0, Task.RECALL: 2}, Transaction.STAGING),
+        ({Task.ARCHIVE: 1}, Transaction.ARCHIVING),
+        ({Task.EVICT: 1}, Transaction.DELETING),
     ],
 )
 def test_the_most_advanced_work_is_shown(kinds: dict[int, int], state: int) -> None:
     assert rules.running_state(kinds, begun=True) == state
-    assert rules.running_state(kinds, begun=False) == T.QUEUED
+    assert rules.running_state(kinds, begun=False) == Transaction.QUEUED
 
 
 def test_every_kind_of_work_has_a_phase() -> None:
     for kind in Task.Kind.values():
         if kind != Task.KIND_UNSPECIFIED:
-            assert rules.running_state({kind: 1}, begun=True) != T.QUEUED
+            assert rules.running_state({kind: 1}, begun=True) != Transaction.QUEUED
 
 
 @given(st.integers(1, 1000), st.floats(0, 1, exclude_max=True))
