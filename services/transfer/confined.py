@@ -43,11 +43,12 @@ class Directories:
 
     The descriptors only name a directory: every access below them is checked by the kernel again.
     Symbolic links in the way to a directory are followed, as the user, but what is reached must be
-    under a root.
+    under a root. Links below ``top`` are not followed: there, others may choose what is a link.
     """
 
-    def __init__(self, roots: Sequence[bytes]) -> None:
+    def __init__(self, roots: Sequence[bytes], top: bytes | None = None) -> None:
         self._roots = roots
+        self._top = top
         self._open: OrderedDict[bytes, _Opened] = OrderedDict()
 
     def close(self) -> None:
@@ -100,6 +101,10 @@ class Directories:
         return found
 
     def _follow(self, path: bytes) -> _Opened:
+        if self._top is not None and path != self._top and is_under(path, self._top):
+            real = self._lookup(self._top, self._follow).real
+            below = path[len(self._top.rstrip(b"/")) :]
+            return self._step(real.rstrip(b"/") + below)
         with suppress(NotADirectoryError):  # a link, perhaps
             if below := self._below(path):
                 return below

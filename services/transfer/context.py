@@ -31,9 +31,13 @@ class Context:
     cache: ObjectStore
     users: UserFs
 
-    def serving(self, job: Job) -> UserFiles:
-        """The file access of the user who asked. PermissionDenied when it cannot be given."""
-        return self.users.serving(credentials_of(job.transaction.identity))
+    def serving(self, job: Job, target: bytes = b"") -> UserFiles:
+        """The file access of the user who asked. PermissionDenied when it cannot be given.
+
+        Links below ``target`` (the directory that a GET names) are not followed: what is restored
+        there comes from others too, and their link must not lead a file of theirs elsewhere.
+        """
+        return self.users.serving(credentials_of(job.transaction.identity), target or None)
 
 
 class PathLists:

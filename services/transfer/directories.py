@@ -20,7 +20,7 @@ def finish_directories(context: Context, job: Job, ctx: JobContext) -> Done:
     ctx.files_at_stake = spans.count(task.files)
     target = names.decode(task_pb2.GetOptions.FromString(job.transaction.options).target)
     files = list(context.catalog.files(task.files))
-    with context.serving(job) as user, user.acting():
+    with context.serving(job, target) as user, user.acting():
         made = [file for file in files if _make(user, ctx, place(target, file.path), file)]
         made.sort(key=lambda file: names.decode(file.path).count(b"/"), reverse=True)
         done = sum(_finish(user, ctx, place(target, file.path), file) for file in made)

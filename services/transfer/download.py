@@ -41,8 +41,9 @@ def download(context: Context, job: Job, ctx: JobContext) -> Done:
     ctx.files_at_stake = spans.count(task.files)
     options = task_pb2.GetOptions.FromString(job.transaction.options)
     files = list(context.catalog.files(task.files))
-    with context.serving(job) as user:
-        return _Download(context, ctx, user, names.decode(options.target)).run(files)
+    target = names.decode(options.target)
+    with context.serving(job, target) as user:
+        return _Download(context, ctx, user, target).run(files)
 
 
 def place(target: bytes, path: str) -> bytes:
@@ -55,6 +56,7 @@ def metadata_of(attributes: Attributes) -> Metadata:
     return Metadata(
         mode=attributes.mode,
         mtime_ns=attributes.mtime_ns,
+        uid=attributes.uid,
         gid=attributes.gid,
         xattrs={names.decode(key): value for key, value in attributes.xattrs.items()},
     )

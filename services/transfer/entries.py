@@ -61,11 +61,13 @@ class Unvisited(msgspec.Struct, frozen=True):
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """What a get restores beside the bytes; the owner is always the user who asked.
 
-    ``gid``: recorded group, given to the file if the user is in it; None leaves the group.
+    ``uid``: recorded owner; None for the user. ``gid``: recorded group, given to the file if the
+    user is in it; None leaves the group.
     """
 
     mode: int
     mtime_ns: int
+    uid: int | None = None
     gid: int | None = None
     xattrs: Mapping[bytes, bytes] = NO_XATTRS
 

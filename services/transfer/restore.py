@@ -25,13 +25,35 @@ def apply(target: int | bytes, metadata: Metadata) -> tuple[str, ...]:
     a writable file, changing the group clears setuid, and all but the last change the times.
     """
     before = os.stat(target)
+    has_xattrs = _set_xattrs(target, metadata)
+    has_group = _set_group(target, before.st_gid, metadata.gid)
+    allowed = granted_mode(
+        metadata.mode,
+        same_owner=metadata.uid in (None, before.st_uid),
+        same_group=has_group,
+        directory=stat.S_ISDIR(before.st_mode),
+    )
+    has_mode = _set_mode(target, allowed)
     lost = [
-        "xattrs" if not _set_xattrs(target, metadata) else "",
-        "group" if not _set_group(target, before.st_gid, metadata.gid) else "",
-        "mode" if not _set_mode(target, metadata.mode) else "",
+        "" if has_xattrs else "xattrs",
+        "" if has_group else "group",
+        "" if has_mode and allowed == metadata.mode else "mode",
         "mtime" if not _set_times(target, metadata.mtime_ns) else "",
     ]
     return tuple(filter(None, lost))
+
+
+def granted_mode(mode: int, *, same_owner: bool, same_group: bool, directory: bool) -> int:
+    """The mode without the right to run as somebody who did not give it. Pure.
+
+    A program that its owner made setuid would otherwise, restored by another user, run whatever
+    the first one wrote with the rights of the second.
+    """
+    if not same_owner:
+        mode &= ~stat.S_ISUID
+    if not directory and not (same_owner and same_group):
+        mode &= ~stat.S_ISGID
+    return mode
 
 
 def apply_to_link(directory: int, name: bytes, metadata: Metadata) -> tuple[str, ...]:

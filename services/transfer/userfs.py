@@ -40,8 +40,11 @@ class UserFs:
         self._roots = tuple(os.path.realpath(root) for root in roots)
         self._min_uid = min_uid
 
-    def serving(self, credentials: Credentials) -> UserFiles:
-        """One user's access. Raises PermissionDenied (UID_REFUSED, or as `acting_as`)."""
+    def serving(self, credentials: Credentials, top: bytes | None = None) -> UserFiles:
+        """One user's access, without following symbolic links below the directory ``top``.
+
+        Raises PermissionDenied (UID_REFUSED, or as `acting_as`).
+        """
         if 0 < credentials.uid < self._min_uid:
             raise PermissionDenied(
                 "UID_REFUSED",
@@ -49,15 +52,17 @@ class UserFs:
                 " are served",
             )
         with acting_as(credentials):
-            return UserFiles(self._roots, credentials)
+            return UserFiles(self._roots, credentials, top)
 
 
 class UserFiles:
     """One user's files, for one task and one thread at a time; a context manager."""
 
-    def __init__(self, roots: tuple[bytes, ...], credentials: Credentials) -> None:
+    def __init__(
+        self, roots: tuple[bytes, ...], credentials: Credentials, top: bytes | None = None
+    ) -> None:
         self._credentials = credentials
-        self._directories = Directories(roots)
+        self._directories = Directories(roots, top)
         self._acting = False
 
     def __enter__(self) -> Self:

@@ -562,6 +562,47 @@ class TestWrite:
             home + b"/others", Metadata(mode=0o700, mtime_ns=1, gid=30001)
         ) == ("group", "mode", "mtime")
 
+    @needs_root
+    def test_a_program_of_another_user_comes_back_without_setuid(
+        self, home: bytes, files: UserFiles
+    ) -> None:
+        def restored(name: bytes, **recorded: int) -> tuple[int, tuple[str, ...]]:
+            with files.atomic_write(home + name) as new:
+                new.write(b"#!/bin/sh")
+                lost = new.commit(Metadata(mode=0o6755, mtime_ns=1, **recorded))
+            return files.stat(home + name).mode, lost
+
+        assert restored(b"/own", uid=USER.uid, gid=30001) == (0o6755, ())
+        assert restored(b"/theirs", uid=OTHER.uid, gid=30001) == (0o755, ("mode",))
+        assert restored(b"/group", uid=USER.uid, gid=OTHER.gid) == (0o4755, ("group", "mode"))
+
+    def test_links_below_the_target_lead_nowhere(self, home: bytes) -> None:
+        private, target = folder(home + b"/private"), folder(home + b"/target")
+        os.symlink(private, target + b"/evil")
+        os.symlink(target, home + b"/alias")
+        for top in (target, home + b"/alias"):
+            with UserFs([home]).serving(USER, top) as files:
+                for attempt in (
+                    lambda path: files.atomic_write(path + b"/evil/keys"),
+                    lambda path: files.make_dirs(path + b"/evil/sub"),
+                    lambda path: files.make_symlink(
+                        path + b"/evil/link", b"x", Metadata(mode=0o777, mtime_ns=1)
+                    ),
+                    lambda path: files.set_dir_metadata(
+                        path + b"/evil", Metadata(mode=0o777, mtime_ns=1)
+                    ),
+                ):
+                    with pytest.raises(FileError) as caught:
+                        attempt(top)
+                    assert code_of(caught) is FileCode.NOT_A_DIRECTORY
+                # The user chose what is above: links in the way to the target are fine.
+                files.make_dirs(top + b"/a/b")
+                files.make_dirs(top + b"/a/b/c")
+                with files.atomic_write(top + b"/a/b/c/f") as new:
+                    new.commit(Metadata(mode=0o644, mtime_ns=1))
+        assert os.listdir(private) == []
+        assert os.listdir(target + b"/a/b/c") == [b"f"]
+
     def test_directories(self, home: bytes, files: UserFiles) -> None:
         files.make_dirs(home + b"/a/caf\xe9/c")
         files.make_dirs(home + b"/a/caf\xe9/c")
