@@ -13,7 +13,7 @@ never used again, and is never changed.
 
 All calls block, are made from worker threads, and may be made from many at once; a writer or a
 reader belongs to one thread at a time. No call blocks for ever: a frozen or vanished endpoint makes
-it fail within about 20 seconds.
+it fail within about 20 seconds, or a minute where many files are asked for at once.
 
 Besides the errors that a method names, each raises
 
@@ -120,8 +120,8 @@ class TapeWriter(Protocol):
     def abort(self) -> None:
         """Give up and leave nothing; without effect after a commit or an abort.
 
-        Raises nothing: what an unreachable endpoint still holds it removes by itself, as it does
-        when this process is killed.
+        Raises nothing: what an unreachable endpoint still holds is removed when it answers again,
+        or by the endpoint itself when this process has ended.
         """
         ...
 

@@ -365,7 +365,9 @@ def test_a_frozen_server_fails_the_write_and_keeps_nothing(own_rig: RunningRig, 
         assert endpoint.healthy()
     finally:
         os.killpg(group, signal.SIGCONT)
+    put(endpoint, new_path())
     await_gone(endpoint, path)
+    assert list(endpoint.list(path.rpartition("/")[0])) == []
     assert endpoint.healthy() is None
 
 

@@ -6,6 +6,7 @@ Only the native protocol is used: stat and prepare requests, and the JSON that C
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from services.tape.endpoints.xrootd_client import (
 from services.tape.endpoints.xrootd_files import XRootDReader, XRootDWriter
 
 _BATCH = 1000
+_BATCH_SECONDS = 60
 _HEALTH_SECONDS = 10
 # Checksums may be computed on demand; slower than this and a write is taken for failed.
 _SLOWEST_CHECKSUM = 20_000_000
@@ -58,12 +60,14 @@ class XRootDEndpoint:
         self._server = f"{parts.scheme}://{parts.netloc}"
         self._root = "/" + root
         self._query = f"?xrd.wantprot=sss&xrd.sss={quote(str(keytab))}" if keytab else ""
+        self._abandoned: deque[tuple[str, object]] = deque()
         self._fs = self._client.FileSystem(f"{self._server}/{self._query}")
 
     def create(self, path: str) -> XRootDWriter:
         """See `TapeEndpoint.create`."""
         access, how = self._flags.AccessMode, self._flags.OpenFlags
         mode = access.UR | access.UW | access.GR | access.OR
+        self._remove_abandoned()
         file = self._client.File()
         # POSC: the server removes the file when its writer vanishes.
         status, _ = file.open(self._url(path), how.NEW | how.POSC, mode)
@@ -145,6 +149,7 @@ class XRootDEndpoint:
             status, _ = self._fs.stat(self._root, timeout=_HEALTH_SECONDS)
             check(status, "answer for", self._root)
             self._ask_prepare([self._root], _HEALTH_SECONDS)
+            self._remove_abandoned()
         except NearlineError as error:
             return error.message
         return None
@@ -166,6 +171,22 @@ class XRootDEndpoint:
         if kind != "adler32":
             raise _bad_answer(f"a checksum query with {_text(answer)!r}")
         return int(value, 16)
+
+    def abandon(self, path: str, file: object) -> None:
+        """Remove an unfinished file when the server answers again.
+
+        ``file`` is kept until then: its destructor would close it, and closed it would persist.
+        """
+        self._abandoned.append((path, file))
+
+    def _remove_abandoned(self) -> None:
+        while self._abandoned:
+            path, file = self._abandoned.popleft()
+            try:
+                self.remove(path)
+            except NearlineError:
+                self._abandoned.append((path, file))
+                raise
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{check_path(path)}"
@@ -205,7 +226,8 @@ class XRootDEndpoint:
         return status, entries
 
     def _prepare(self, first: Sequence[str], batch: Sequence[str], flag: int) -> tuple[Status, Any]:
-        status, answer = self._fs.prepare([*first, *map(self._full, batch)], flag)
+        names = [*first, *map(self._full, batch)]
+        status, answer = self._fs.prepare(names, flag, timeout=_BATCH_SECONDS)
         return status, answer
 
     def _tolerant_prepare(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -23,8 +23,10 @@ from services.tape.endpoints.xrootd_client import Status, check, failure
 
 log = logging.getLogger(__name__)
 
-# The client ends each request by its own timeouts; this only bounds a defect of the client.
-_CALLBACK_SECONDS = 300.0
+_REQUEST_SECONDS = 20
+# The client forgets the timeout of a request whose bytes are half in the socket of a frozen server:
+# nobody calls back until the connection breaks.
+_CALLBACK_SECONDS = 30.0
 _VECTOR_MEMBER_BYTES = 2_097_136
 _VECTOR_MEMBERS = 1024
 _VECTOR_BYTES = 16 * 1024 * 1024
@@ -36,6 +38,7 @@ class _Server(Protocol):
     def size(self, path: str) -> int: ...
     def adler32(self, path: str, size: int) -> int: ...
     def remove(self, path: str) -> None: ...
+    def abandon(self, path: str, file: object) -> None: ...
 
 
 class XRootDWriter:
@@ -49,8 +52,9 @@ class XRootDWriter:
         self._filled = 0
         self._sent = 0
         self._adler32 = 1
-        self._window = threading.BoundedSemaphore(CHUNKS_IN_FLIGHT)
-        self._failure: Status | None = None
+        self._changed = threading.Condition()
+        self._flying = 0
+        self._failure: NearlineError | None = None
         self._finished = False
 
     def write(self, data: bytes | memoryview) -> None:
@@ -69,8 +73,7 @@ class XRootDWriter:
         try:
             if self._filled:
                 self._flush()
-            self._drain()
-            self._raise_failure()
+            self._await(lambda: self._flying == 0)
             with _connected("close", self._path):
                 status, _ = self._file.close()
             check(status, "close", self._path)
@@ -88,14 +91,14 @@ class XRootDWriter:
         self._finished = True
         self._parts.clear()
         try:
-            self._drain()
-            self._raise_if_lost()
+            self._settle()
             # While the file is open: closed in good order the server would keep it.
             self._server.remove(self._path)
             if self._file.is_open():
                 self._file.close()
         except NearlineError as error:
-            log.warning("%s is left to the tape endpoint to remove: %s", self._path, error)
+            log.warning("%s is unfinished and will be removed later: %s", self._path, error)
+            self._server.abandon(self._path, self._file)
 
     def __enter__(self) -> Self:
         return self
@@ -111,46 +114,57 @@ class XRootDWriter:
     def _flush(self) -> None:
         chunk = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts, self._filled = [], 0
-        self._take_slot()
-        try:
-            self._raise_failure()
-            self._send(chunk)
-        except NearlineError:
-            self._window.release()  # nobody will call back
-            raise
+        self._await(lambda: self._flying < CHUNKS_IN_FLIGHT)
+        self._send(chunk)
         self._adler32 = zlib_ng.adler32(chunk, self._adler32)
         self._sent += len(chunk)
 
     def _send(self, chunk: bytes) -> None:
-        stored = partial(self._stored, chunk)
-        with _connected("write", self._path):
-            status = self._file.write(chunk, self._sent, len(chunk), callback=stored)
-        check(status, "write", self._path)
+        with self._changed:
+            self._flying += 1
+        try:
+            with _connected("write", self._path):
+                status = self._file.write(
+                    chunk,
+                    self._sent,
+                    len(chunk),
+                    timeout=_REQUEST_SECONDS,
+                    callback=partial(self._stored, chunk),
+                )
+            check(status, "write", self._path)
+        except NearlineError as error:  # then nobody calls back
+            self._landed(error)
+            raise
 
     def _stored(self, _chunk: bytes, status: Status, *_: object) -> None:
-        if not status.ok and self._failure is None:
-            self._failure = status
-        self._window.release()
+        self._landed(None if status.ok else failure(status, "write", self._path))
 
-    def _drain(self) -> None:
-        for _ in range(CHUNKS_IN_FLIGHT):
-            self._take_slot()
-        self._window.release(CHUNKS_IN_FLIGHT)
+    def _landed(self, error: NearlineError | None) -> None:
+        with self._changed:
+            self._flying -= 1
+            self._failure = self._failure or error
+            self._changed.notify_all()
 
-    def _take_slot(self) -> None:
-        if not self._window.acquire(timeout=_CALLBACK_SECONDS):
-            raise _no_callback("write", self._path)
+    def _await(self, reached: Callable[[], bool]) -> None:
+        """Wait for ``reached``; raises the first failure of any write."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._failure or reached(), _CALLBACK_SECONDS):
+                raise _no_callback("write", self._path)
+            if self._failure is not None:
+                raise self._failure
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise failure(self._failure, "write", self._path)
+    def _settle(self) -> None:
+        """Wait until no write is under way; raises Unavailable without an answer to one."""
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: self._lost() or not self._flying, _CALLBACK_SECONDS
+            ):
+                raise _no_callback("write", self._path)
+            if self._failure is not None and self._lost():
+                raise self._failure
 
-    def _raise_if_lost(self) -> None:
-        """Without a connection there is nothing to undo: the server removes the file by itself."""
-        if self._failure is not None:
-            error = failure(self._failure, "write", self._path)
-            if error.reason == "TAPE_UNREACHABLE":
-                raise error
+    def _lost(self) -> bool:
+        return self._failure is not None and self._failure.reason == "TAPE_UNREACHABLE"
 
     def _verified(self) -> Written:
         mine = Written(self._sent, self._adler32)
@@ -225,15 +239,19 @@ class XRootDReader:
         if not length:
             return b""
         with _connected("read", self._path):
-            status, data = self._file.read(offset, length)
+            status, data = self._file.read(offset, length, timeout=_REQUEST_SECONDS)
         check(status, "read", self._path)
         return _exact(data, length, self._path)
 
     def _read_vector(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         unique = list(dict.fromkeys(ranges))  # a repeated range breaks the client's bookkeeping
         with _connected("read", self._path):
-            status, answer = self._file.vector_read(unique)
-        if not status.ok:  # one bad range fails all; alone it gets an error of its own
+            status, answer = self._file.vector_read(unique, timeout=_REQUEST_SECONDS)
+        if not status.ok:
+            error = failure(status, "read", self._path)
+            if error.reason == "TAPE_UNREACHABLE":
+                raise error
+            # One bad range fails all; alone it gets an error of its own.
             return [self._read_chunk(*wanted) for wanted in ranges]
         found = dict(zip(unique, (chunk.buffer for chunk in answer.chunks), strict=True))
         return [_exact(found[wanted], wanted[1], self._path) for wanted in ranges]
@@ -248,7 +266,7 @@ class _Ask:
         self._done = threading.Event()
         self._answer: tuple[Status, bytes | None] | None = None
         with _connected("read", path):
-            status = file.read(offset, length, callback=self._arrived)
+            status = file.read(offset, length, timeout=_REQUEST_SECONDS, callback=self._arrived)
         if not status.ok:
             self._arrived(status, None)
 
