@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pwd
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeAlias
 
 from deploy.local.site import HOST, Site
@@ -113,7 +113,7 @@ def _tape(site: Site, driver: str) -> Table:
 
 def _roots(site: Site) -> list[str]:
     """Homes of the test users and scratch space; one's own home too, where one is served."""
-    own = [] if os.getuid() == 0 else [pwd.getpwuid(os.getuid()).pw_dir]
+    own = [] if os.getuid() == 0 else [str(Path.home())]
     return [str(site.homes), tempfile.gettempdir(), *own]
 
 

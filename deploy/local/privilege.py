@@ -33,15 +33,26 @@ class Identity:
 def unprivileged(*paths: Path) -> Identity:
     """The identity for a server that must reach ``paths``: oneself, or an existing user when root.
 
-    Raises StackError when root has neither such a user nor the capability needed.
+    Raises StackError when root has neither such a user nor the capability needed, and for a user
+    id without an account.
     """
     if os.geteuid() != 0:
-        account = pwd.getpwuid(os.geteuid())
+        account = _own_account()
         return Identity(account.pw_name, account.pw_uid, account.pw_gid)
     account = _account()
     ids = ("setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups")
     prefix = (*ids, *_capability_options(paths), "--")
     return Identity(account.pw_name, account.pw_uid, account.pw_gid, prefix)
+
+
+def _own_account() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise StackError(
+            f"user id {os.geteuid()} has no account on this machine, and PostgreSQL does not run "
+            "without one; run as a user that `getent passwd` shows"
+        ) from None
 
 
 def _account() -> pwd.struct_passwd:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def default_directory() -> Path:
         return Path(named)
     if os.geteuid() == 0:
         return Path("/var/lib/nearline-local")
-    return Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".local/share/nearline-local"
+    return Path.home() / ".local/share/nearline-local"
 
 
 class Site:
