@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,10 @@ from hypothesis import settings
 # The settings of a stack that somebody plays with in this shell are not those of the tests' own.
 for name in [name for name in os.environ if name.startswith("NEARLINE_")]:
     del os.environ[name]
+
+# Run in the background of a shell, all would ignore Ctrl-C, and so would the programs under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests never judge how long something takes: the machine may be busy.
 settings.register_profile("untimed", deadline=None)
