@@ -19,6 +19,7 @@ class FileCode(StrEnum):
     NOT_FOUND = "NOT_FOUND"
     VANISHED = "VANISHED"
     CHANGED = "CHANGED"
+    TAKEN_OVER = "TAKEN_OVER"
     NO_SPACE = "NO_SPACE"
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
     READ_ONLY = "READ_ONLY"
@@ -38,6 +39,8 @@ REASONS = {
     FileCode.NOT_FOUND: "it does not exist, or a directory above it does not",
     FileCode.VANISHED: "it was removed while the transfer ran",
     FileCode.CHANGED: "it changed while it was read; store it again when nothing writes to it",
+    FileCode.TAKEN_OVER: "another put into the same holding has taken the path over;"
+    " put it into another holding to keep this version",
     FileCode.NO_SPACE: "the file system is full; free some space and try again",
     FileCode.QUOTA_EXCEEDED: "the disk quota is used up; free some space and try again",
     FileCode.READ_ONLY: "the file system is read-only",
@@ -96,6 +99,13 @@ class FileError(Exception):
 def failure(code: FileCode) -> FileFailure:
     """The permanent failure of this code."""
     return FileFailure(code, REASONS[code])
+
+
+def seen(found: FileFailure) -> FileFailure:
+    """``found`` for a path that was there when the walk met it, so that it must have changed."""
+    moved = {FileCode.NOT_FOUND: FileCode.VANISHED, FileCode.NOT_A_DIRECTORY: FileCode.CHANGED}
+    code = moved.get(found.code)
+    return failure(code) if code else found
 
 
 def from_os_error(error: OSError, *, seen: bool = False) -> FileFailure:

@@ -24,9 +24,9 @@ from services.transfer.entries import (
 from services.transfer.filefailures import (
     FileCode,
     FileError,
-    FileFailure,
     failure,
     from_os_error,
+    seen,
 )
 
 AsUser = Callable[[], AbstractContextManager[None]]
@@ -92,7 +92,7 @@ class Walk:
             with self._as_user():
                 listing = _Listing(self._directories.get_unlinked(real), path)
         except FileError as error:
-            yield Unreadable(path, _seen(error))
+            yield Unreadable(path, seen(error.failure))
             return
         with listing:
             yield listing.entry
@@ -109,7 +109,7 @@ class Walk:
                 return listing.next_chunk()
         except FileError as error:
             listing.end()
-            return [Unreadable(listing.entry.path, _seen(error))]
+            return [Unreadable(listing.entry.path, seen(error.failure))]
 
 
 class _Listing:
@@ -159,13 +159,6 @@ class _Listing:
             return Unreadable(path, from_os_error(error, seen=True))
         except FileError as error:
             return Unreadable(path, error.failure)
-
-
-def _seen(error: FileError) -> FileFailure:
-    """The failure of a path that was there when its directory was listed."""
-    moved = {FileCode.NOT_FOUND: FileCode.VANISHED, FileCode.NOT_A_DIRECTORY: FileCode.CHANGED}
-    code = moved.get(error.failure.code)
-    return failure(code) if code else error.failure
 
 
 def _xattrs(path: bytes) -> Mapping[bytes, bytes]:
