@@ -44,10 +44,11 @@ def tar_member(path: str, attributes: Attributes) -> paxtar.Member:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """What became of a blob: members that have this copy now, and those that differ."""
+    """What became of a blob: files left out because they differ, or are not there any more."""
 
     blob_id: int
     mismatched: frozenset[int]
+    missing: frozenset[int]
 
 
 class Pack:
@@ -132,4 +133,5 @@ def record(
     if answer.unused:
         cache.delete_many([blob.key])
         catalog.set_states([blob.id], Blob.REMOVED)
-    return Placed(blob.id, frozenset(answer.mismatched_file_ids))
+    mismatched, missing = answer.mismatched_file_ids, answer.missing_file_ids
+    return Placed(blob.id, frozenset(mismatched), frozenset(missing))

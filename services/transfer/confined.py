@@ -103,8 +103,7 @@ class Directories:
     def _follow(self, path: bytes) -> _Opened:
         if self._top is not None and path != self._top and is_under(path, self._top):
             real = self._lookup(self._top, self._follow).real
-            below = path[len(self._top.rstrip(b"/")) :]
-            return self._step(real.rstrip(b"/") + below)
+            return self._step(real.rstrip(b"/") + path[len(self._top.rstrip(b"/")) :])
         with suppress(NotADirectoryError):  # a link, perhaps
             if below := self._below(path):
                 return below

@@ -44,6 +44,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     link_target: bytes = b""
     xattrs: Mapping[bytes, bytes] = NO_XATTRS
 
+    @property
+    def inode(self) -> str:
+        """What all names of a file share; empty for one that has no other, and for no file."""
+        several = self.kind is Kind.FILE and self.nlink > 1
+        return _inode(self.dev, self.ino) if several else ""
+
 
 class Unreadable(msgspec.Struct, frozen=True):
     """A path that cannot be stored, and why."""
@@ -103,6 +109,15 @@ def entry_of(
         link_target=link_target,
         xattrs=xattrs,
     )
+
+
+def inode_name(info: os.stat_result) -> str:
+    """As `Entry.inode` for an open file."""
+    return _inode(info.st_dev, info.st_ino) if info.st_nlink > 1 else ""
+
+
+def _inode(dev: int, ino: int) -> str:
+    return f"{dev:x}:{ino:x}"
 
 
 def unchanged(before: os.stat_result, after: os.stat_result) -> bool:

@@ -6,7 +6,7 @@ from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import storage_pb2, task_pb2
 from nearline_client import names
 from services.kit.catalogclient import in_batches
-from services.kit.jobs import Done, Job, JobContext, new_task
+from services.kit.jobs import MAX_RESULT_BYTES, Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
 from services.transfer.entries import Entry, Kind, Unreadable, Unvisited
 from services.transfer.filefailures import FileError
@@ -23,6 +23,8 @@ _TYPES = {
 _BATCH = 2000
 # Directories of one follow-up; their paths travel in its payload.
 _LEFT = 50
+_MOST_LEFT = MAX_RESULT_BYTES // 2
+"""Bytes of all paths that a scan leaves for others; it walks the rest itself."""
 
 
 def scan(context: Context, job: Job, ctx: JobContext) -> Done:
@@ -52,6 +54,7 @@ class _Scan:
         )
         self._met = self._bytes = 0
         self._left: list[str] = []
+        self._left_size = 0
         # Batches on their way: the answers come in the order of the requests.
         self._sent: list[list[Entry]] = []
 
@@ -80,6 +83,7 @@ class _Scan:
                 self._ctx.check()
                 if isinstance(found, Unvisited):
                     self._left.append(names.encode(found.path))
+                    self._left_size += len(self._left[-1].encode())
                 elif isinstance(found, Unreadable):
                     self._met += 1
                     record_failure(self._ctx, names.encode(found.path), FileError(found.failure))
@@ -88,7 +92,8 @@ class _Scan:
 
     def _has_enough(self) -> bool:
         """Uploads begin when a scan ends, and a scan that is lost begins anew: keep it short."""
-        return self._met >= self._context.config.pack.scan_files
+        # What is left for others travels in the result of this one, whose size is bounded.
+        return self._left_size < _MOST_LEFT and (self._met >= self._context.config.pack.scan_files)
 
     def _registered(self, entries: list[Entry], answer: catalog.RegisterFilesResponse) -> None:
         self._ctx.failures((one.path, one.code, one.reason) for one in answer.rejected)
@@ -108,7 +113,6 @@ def _to_proto(entry: Entry) -> catalog.RegisterFilesRequest.Entry:
 
 def attributes_of(entry: Entry) -> Attributes:
     """The metadata of a found path as the catalog keeps it."""
-    linked = entry.kind is Kind.FILE and entry.nlink > 1
     return Attributes(
         type=_TYPES[entry.kind],
         size=entry.size,
@@ -118,5 +122,5 @@ def attributes_of(entry: Entry) -> Attributes:
         mtime_ns=entry.mtime_ns,
         link_target=names.encode(entry.link_target),
         xattrs={names.encode(key): value for key, value in entry.xattrs.items()},
-        hardlink=f"{entry.dev:x}:{entry.ino:x}" if linked else "",
+        hardlink=entry.inode,
     )

@@ -9,9 +9,10 @@ from nearline_client import names
 from services.kit import spans
 from services.kit.catalogclient import Blob, Member
 from services.kit.jobs import Done, Job, JobContext
-from services.kit.packs import Pack, record
+from services.kit.packs import Pack, Placed, record
 from services.transfer.context import Context, record_failure
-from services.transfer.filefailures import FileCode, FileError, failure
+from services.transfer.entries import inode_name
+from services.transfer.filefailures import FileCode, FileError, failure, seen
 from services.transfer.userfs import Source, UserFiles
 
 Attributes = storage_pb2.Attributes
@@ -26,7 +27,8 @@ def upload(context: Context, job: Job, ctx: JobContext) -> Done:
     ctx.files_at_stake = spans.count(task.files)
     files = list(context.catalog.files(task.files))
     with context.serving(job) as user:
-        return _Upload(context, job, ctx, user).run(files)
+        gone = ctx.files_at_stake - len(files)
+        return _Upload(context, job, ctx, user).run(files, gone)
 
 
 class _Upload:
@@ -37,9 +39,14 @@ class _Upload:
         # First names of inodes in the pack at hand, with what they became.
         self._linked: dict[str, tuple[str, Member]] = {}
         self._large: list[StoredFile] = []
+        self._paths: dict[int, str] = {}
         self._files = self._bytes = 0
 
-    def run(self, files: list[StoredFile]) -> Done:
+    def run(self, files: list[StoredFile], gone: int) -> Done:
+        """Store ``files``; another put took ``gone`` more, with their names, before this began."""
+        for _ in range(gone):
+            record_failure(self._ctx, "", FileError(failure(FileCode.TAKEN_OVER)))
+        self._paths = {file.id: file.path for file in files}
         for file in files:
             if file.stored:
                 self._count(file.attributes.size)
@@ -49,7 +56,7 @@ class _Upload:
             try:
                 self._store_raw(file)
             except FileError as error:
-                record_failure(self._ctx, file.path, error)
+                record_failure(self._ctx, file.path, FileError(seen(error.failure)))
         return Done(files_done=self._files, bytes_done=self._bytes)
 
     def _store_packs(self, files: deque[StoredFile]) -> None:
@@ -64,31 +71,38 @@ class _Upload:
 
     def _store_pack(self) -> None:
         members = self._pack.members
-        self._pack.store(
+        placed = self._pack.store(
             self._context.catalog, self._context.cache, self._job.transaction.holding_id
         )
         self._linked.clear()
         for member in members:
-            self._count(member.length)
+            self._settle(member, placed)
 
     def _add(self, file: StoredFile) -> None:
         if file.attributes.type != Attributes.FILE:
             self._pack.add(file.id, file.path, file.attributes, b"", new=True)
         elif file.attributes.size >= self._config.pack_threshold:
             self._large.append(file)
-        elif not self._add_link(file):
+        else:
             try:
-                self._add_content(file)
+                if not self._add_link(file):
+                    self._add_content(file)
             except FileError as error:
-                record_failure(self._ctx, file.path, error)
+                record_failure(self._ctx, file.path, FileError(seen(error.failure)))
 
     def _add_link(self, file: StoredFile) -> bool:
         """Whether the file is another name of an inode in this pack, and was added as such."""
         to, first = self._linked.get(file.attributes.hardlink, ("", None))
-        if first is None or not file.attributes.hardlink:
+        if first is None or not self._is_still(file, first.attributes):
             return False
         self._pack.link(file.id, file.path, first.attributes, first, to)
         return True
+
+    def _is_still(self, file: StoredFile, read: Attributes) -> bool:
+        """Whether the path still names the inode that was ``read`` under another name."""
+        entry = self._user.stat(names.decode(file.path))
+        now = (entry.inode, entry.size, entry.mtime_ns)
+        return now == (read.hardlink, read.size, read.mtime_ns)
 
     def _add_content(self, file: StoredFile) -> None:
         with self._user.open_read(names.decode(file.path)) as source:
@@ -98,8 +112,8 @@ class _Upload:
             content = _read_all(source)
             attributes = _as_read(file.attributes, source)
         member = self._pack.add(file.id, file.path, attributes, content, new=True)
-        if file.attributes.hardlink:
-            self._linked[file.attributes.hardlink] = (file.path, member)
+        if attributes.hardlink:
+            self._linked[attributes.hardlink] = (file.path, member)
 
     def _store_raw(self, file: StoredFile) -> None:
         """Stream a large file into a blob of its own; memory does not depend on its size."""
@@ -120,8 +134,18 @@ class _Upload:
                 size = target.commit()
             attributes = _as_read(file.attributes, source)
         member = Member(file_id=file.id, length=size, digest=digest.digest(), attributes=attributes)
-        record(catalog, cache, blob, [member], size)
-        self._count(size, moved=True)
+        self._settle(member, record(catalog, cache, blob, [member], size), moved=True)
+
+    def _settle(self, member: Member, placed: Placed, *, moved: bool = False) -> None:
+        """Count a file that has its place, and tell of one that the catalog did not take."""
+        if member.file_id in placed.missing:
+            code = FileCode.TAKEN_OVER
+        elif member.file_id in placed.mismatched:
+            code = FileCode.CHANGED
+        else:
+            self._count(member.length, moved=moved)
+            return
+        record_failure(self._ctx, self._paths[member.file_id], FileError(failure(code)))
 
     def _count(self, size: int, *, moved: bool = False) -> None:
         self._files += 1
@@ -151,4 +175,6 @@ def _as_read(found: Attributes, source: Source) -> Attributes:
     attributes.uid = source.info.st_uid
     attributes.gid = source.info.st_gid
     attributes.mtime_ns = source.info.st_mtime_ns
+    # By now the name may be that of another inode than the scan saw.
+    attributes.hardlink = inode_name(source.info)
     return attributes
