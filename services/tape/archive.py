@@ -234,13 +234,18 @@ def _record(
         )
         for placed in good
     )
-    context.catalog.record(
-        task.blob_id,
-        members,
-        size=written.size,
-        state=Blob.WRITTEN,
-        adler32=written.adler32,
-    )
+    try:
+        context.catalog.record(
+            task.blob_id,
+            members,
+            size=written.size,
+            state=Blob.WRITTEN,
+            adler32=written.adler32,
+        )
+    except FailedPrecondition:
+        # Another attempt has given this aggregate up: nothing will ever refer to the file.
+        context.tape.remove(task.key)
+        raise
     _report_damage(context, ctx, layout, bad)
     size = sum(placed.length for placed in good)
     done = _recorded(context, task)

@@ -223,8 +223,9 @@ class _Recall:
 
     def _add(self, group: Sequence[Wanted], holding_id: int) -> None:
         contents = self._reader.read_many([(one.offset, one.length) for one in group])
-        for one, content in zip(group, contents, strict=True):
-            if _differs(one.file, hashlib.sha256(content).digest()):
+        for one, read in zip(group, contents, strict=True):
+            content = self._verified(one, read)
+            if content is None:
                 self._damaged(one.file)
                 continue
             if not self._pack.fits(one.length):
@@ -232,6 +233,13 @@ class _Recall:
             file = one.file
             self._pack.add(file.id, file.path, file.attributes, content, new=False)
             self._ctx.progress(bytes=one.length)
+
+    def _verified(self, one: Wanted, content: bytes) -> bytes | None:
+        """The file's bytes, read again if they differ: it may be the way from tape that is bad."""
+        if not _differs(one.file, hashlib.sha256(content).digest()):
+            return content
+        again = self._reader.read(one.offset, one.length)
+        return None if _differs(one.file, hashlib.sha256(again).digest()) else again
 
     def _copy(self, one: Wanted) -> None:
         """A large file becomes a blob of its own, streamed with bounded memory."""

@@ -143,7 +143,7 @@ class _Download:
                 else:
                     damaged.append(piece)
         for piece in damaged:
-            self._report_damage(piece)
+            self._stream(piece)
 
     def _write(self, file: StoredFile, content: bytes | memoryview) -> None:
         """Put one file in its place, all at once. Its user's failures are recorded for the file."""
@@ -164,8 +164,12 @@ class _Download:
             return
         self._done(file, path, lost)
 
-    def _stream(self, piece: Piece) -> None:
-        """A large file with bounded memory; the name appears only after the digest was checked."""
+    def _stream(self, piece: Piece, *, again: bool = True) -> None:
+        """A large file with bounded memory; the name appears only after the digest was checked.
+
+        Bytes that differ are read ``again``: a copy is given up for what lies in the cache, not for
+        what happened on the way from it.
+        """
         file, piece_of = piece.file, piece.slice
         path = place(self._target, file.path)
         digest = hashlib.sha256()
@@ -187,7 +191,10 @@ class _Download:
         except FileError as error:
             record_failure(self._ctx, file.path, error)
         except Damaged:
-            self._report_damage(piece)
+            if again:
+                self._stream(piece, again=False)
+            else:
+                self._report_damage(piece)
         else:
             self._done(file, path, lost, moved=True)
 
