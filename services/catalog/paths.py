@@ -107,9 +107,8 @@ def _runs(pattern: str) -> list[str]:
             runs.append(run[:-1] if char in "*?" else run)
             run, at = "", at + 1
         else:
-            # Brackets, bounds, groups, classes: the rest is not read. A bound may drop the last.
-            runs.append(run[:-1])
-            return runs
+            # Brackets, groups, classes: the rest is not read. A bound may drop what it follows.
+            return [*runs, run[:-1] if char == "{" else run]
     return [*runs, run]
 
 
