@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from services.kit import errors
 from services.kit.config import DatabaseConfig
 from services.kit.jobs import new_task
 from services.kit.worker import Done, Job, JobContext, schedule
-from services.monitor import books, keeper
+from services.monitor import books, keeper, transactions
 from services.monitor.enqueue import Entry, Owner, enqueue
 from tests.service.monitor.asynctests import sync
 from tests.service.monitor.rig import (
@@ -311,3 +312,35 @@ async def test_a_new_lane_does_not_overtake_those_who_waited(
         one.database.write_sync(enqueue, Owner(None, "carol", "ice"), [Entry(Task.UPLOAD)])
         [(vt,)] = one.rows("SELECT vt FROM task WHERE txn IS NULL")
         assert vt > 500
+
+
+@sync
+async def test_many_watchers_cost_one_look(
+    database_config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Sequence[int]] = []
+    fetch = transactions.fetch
+
+    def counted(connection: Any, seqs: Sequence[int], **options: Any) -> Any:
+        looks.append(seqs)
+        return fetch(connection, seqs, **options)
+
+    monkeypatch.setattr(transactions, "fetch", counted)
+    async with replica(database_config) as one:
+        id_ = await submit(one.stub, spec(), [new_task(Task.UPLOAD)])
+        begun = 0
+
+        async def watch() -> int:
+            nonlocal begun
+            state = 0
+            async for answer in one.stub.Watch(pb.WatchRequest(id=id_)):
+                begun += state == 0
+                state = answer.transaction.state
+            return state
+
+        watches = [asyncio.create_task(watch()) for _ in range(300)]
+        await until(lambda: begun == 300)
+        before = len(looks)
+        async with worker(one.peer, {Task.UPLOAD: lambda job, context: Done(1, 1, 1, 1)}):
+            assert set(await asyncio.gather(*watches)) == {Transaction.COMPLETE}
+        assert len(looks) - before < 30
