@@ -124,10 +124,7 @@ class _Download:
             else:
                 self._write_run(run)
         except NotFound as error:
-            blob = run[0].slice.blob_id
-            log.warning("cache_object_missing", blob=blob, key=run[0].slice.key)
-            self._context.catalog.report_fault(blob, [], error.message)
-            self._again += [piece.file for piece in run]
+            self._report_missing(run, error)
 
     def _write_run(self, run: Sequence[Piece]) -> None:
         start = run[0].slice.offset
@@ -143,7 +140,10 @@ class _Download:
                 else:
                     damaged.append(piece)
         for piece in damaged:
-            self._stream(piece)
+            try:
+                self._stream(piece)
+            except NotFound as error:  # The others of the run are restored and must not be again.
+                self._report_missing([piece], error)
 
     def _write(self, file: StoredFile, content: bytes | memoryview) -> None:
         """Put one file in its place, all at once. Its user's failures are recorded for the file."""
@@ -222,6 +222,12 @@ class _Download:
         self._files += 1
         self._bytes += file.attributes.size
         self._ctx.progress(files=1, bytes=0 if moved else file.attributes.size)
+
+    def _report_missing(self, run: Sequence[Piece], error: NotFound) -> None:
+        blob = run[0].slice.blob_id
+        log.warning("cache_object_missing", blob=blob, key=run[0].slice.key)
+        self._context.catalog.report_fault(blob, [], error.message)
+        self._again += [piece.file for piece in run]
 
     def _report_damage(self, piece: Piece) -> None:
         blob, file = piece.slice.blob_id, piece.file
