@@ -99,6 +99,8 @@ def listed(connection: Connection, request: ListBlobsRequest, after: int) -> lis
         statement = statement.where(columns.state.in_(list(request.states)))
     if request.holding_id:
         statement = statement.where(columns.holding_id == request.holding_id)
+    if request.blob_ids:
+        statement = statement.where(columns.id.in_(request.blob_ids))
     if request.min_age_seconds:
         oldest = text("now() - make_interval(secs => :age)").bindparams(age=request.min_age_seconds)
         statement = statement.where(columns.created_at <= oldest)

@@ -63,6 +63,10 @@ def test_allocated_blobs_have_distinct_keys_and_are_listed(catalog: Catalog) -> 
     assert listed == {blob.id: blob for blob in blobs}
     assert len(catalog.blobs()) == 1001
     assert catalog.blobs(states=[Blob.STORED]) == catalog.blobs(min_age_seconds=60) == {}
+    assert list(catalog.blobs(blob_ids=[blobs[3].id, blobs[5].id, 10**12])) == [
+        blobs[3].id,
+        blobs[5].id,
+    ]
     assert list(catalog.blobs(after=blobs[-2].id)) == [blobs[-1].id, blobs[-1].id + 1]
     with refused("HOLDING_NOT_FOUND"):
         catalog.allocate(holding + 1)
