@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 from sqlalchemy import text
 
@@ -59,19 +59,19 @@ class CatalogMachine(RuleBasedStateMachine):
             connection.execute(text(tables))
             connection.commit()
 
-    @rule(label=st.sampled_from(LABELS))
-    def open(self, label: str) -> None:
-        self.puts.append(self.catalog.open(label))
+    @initialize()
+    def open_all(self) -> None:
+        self.puts = [self.catalog.open(label) for label in LABELS for _ in range(2)]
 
     @precondition(lambda self: self.puts)
     @rule(
         data=st.data(), paths=st.lists(st.sampled_from(PATHS), min_size=1, max_size=4, unique=True)
     )
-    def register(self, data: st.DataObject, paths: list[str]) -> None:
+    def register(self, data: st.DataObject, paths: set[str]) -> None:
         put = data.draw(st.sampled_from(self.puts))
-        answer = self.catalog.register(put, dict.fromkeys(paths, a_file(1)))
+        answer = self.catalog.register(put, dict.fromkeys(sorted(paths), a_file(1)))
         refused_paths = {failure.path for failure in answer.rejected}
-        for path, number in zip(paths, answer.file_ids, strict=True):
+        for path, number in zip(sorted(paths), answer.file_ids, strict=True):
             self._registered(put, path, number, path in refused_paths)
 
     def _registered(self, put: Put, path: str, number: int, was_refused: bool) -> None:
@@ -91,11 +91,17 @@ class CatalogMachine(RuleBasedStateMachine):
             self.files[number] = ModelFile(put.holding.id, path, put.transaction)
 
     @precondition(lambda self: self.files)
-    @rule(data=st.data(), contents=st.lists(st.sampled_from(CONTENTS), min_size=1, max_size=4))
-    def store(self, data: st.DataObject, contents: list[bytes]) -> None:
-        known = st.sampled_from(sorted({*self.files, *self.gone}))
-        wanted = data.draw(st.lists(known, min_size=1, max_size=len(contents), unique=True))
+    @rule(data=st.data(), others=st.integers(0, 3), content=st.sampled_from(CONTENTS))
+    def store(self, data: st.DataObject, others: int, content: bytes) -> None:
+        """Upload what a holding lacks a cache copy of, and a few numbers that do not belong."""
         holding = data.draw(st.sampled_from(sorted({file.holding for file in self.files.values()})))
+        lacking = [
+            n
+            for n, f in self.files.items()
+            if f.holding == holding and (not f.places or f.digest is None)
+        ]
+        known = sorted({*self.files, *self.gone})
+        strange = data.draw(st.lists(st.sampled_from(known), max_size=others))
         (blob,) = self.catalog.allocate(holding)
         members = [
             Member(
@@ -105,7 +111,7 @@ class CatalogMachine(RuleBasedStateMachine):
                 digest=digest(content),
                 attributes=a_file(len(content)),
             )
-            for at, (number, content) in enumerate(zip(wanted, contents, strict=False))
+            for at, number in enumerate(dict.fromkeys(lacking[:3] + strange))
         ]
         self.blobs[blob.id] = ModelBlob(blob)
         self._sealed(blob, members, Blob.STORED)
@@ -133,10 +139,15 @@ class CatalogMachine(RuleBasedStateMachine):
         self.blobs[blob.id].state = state if accepted else Blob.REMOVING
 
     @precondition(lambda self: any(b.state == Blob.STORED for b in self.blobs.values()))
-    @rule(data=st.data(), state=st.sampled_from([Blob.WRITTEN, Blob.SAFE]), drop=st.booleans())
+    @rule(
+        data=st.data(),
+        state=st.sampled_from([Blob.WRITTEN, Blob.SAFE, Blob.SAFE]),
+        drop=st.sampled_from([False, False, True]),
+    )
     def archive(self, data: st.DataObject, state: int, drop: bool) -> None:
         stored = [n for n, b in self.blobs.items() if b.state == Blob.STORED]
-        source = data.draw(st.sampled_from(stored))
+        waiting = [n for n in stored if self._waits(n)]
+        source = data.draw(st.sampled_from(waiting or stored))
         if not self._waits(source):
             with refused("NOTHING_TO_ARCHIVE"):
                 self.catalog.archive(self._put_of(source), [self.blobs[source].blob])
@@ -312,8 +323,8 @@ def test_any_order_of_operations_agrees_with_the_model(catalog: Catalog) -> None
     run(
         Machine,
         settings=settings(
-            max_examples=25,
-            stateful_step_count=25,
+            max_examples=40,
+            stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
