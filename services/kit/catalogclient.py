@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.catalog.v1 import catalog_pb2_grpc
@@ -17,6 +18,7 @@ from nearline.type.v1 import storage_pb2
 from services.kit.errors import Internal, NotFound, from_rpc_error
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 Blob = storage_pb2.Blob
 Member = catalog.RecordBlobRequest.Member
 
@@ -186,6 +188,20 @@ class CatalogClient:
         """Keep files in the cache for a time."""
         with _rpc_errors():
             self._stub.PinFiles(request)
+
+
+def in_sized_batches(items: Iterable[M], most: int, most_bytes: int) -> Iterator[list[M]]:
+    """Messages in lists of up to ``most`` and about ``most_bytes``; never an empty one."""
+    batch: list[M] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += item.ByteSize()
+        if len(batch) >= most or size >= most_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def in_batches(items: Iterable[T], most: int) -> Iterator[list[T]]:

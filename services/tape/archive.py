@@ -235,7 +235,7 @@ def _record(
         for placed in good
     )
     try:
-        context.catalog.record(
+        answer = context.catalog.record(
             task.blob_id,
             members,
             size=written.size,
@@ -247,6 +247,11 @@ def _record(
         context.tape.remove(task.key)
         raise
     _report_damage(context, ctx, layout, bad)
+    if answer.unused:
+        # Every file has a tape copy by now, or is gone.
+        context.tape.remove(task.key)
+        context.catalog.set_states([task.blob_id], Blob.REMOVED)
+        return Done(files_total=len(bad))
     size = sum(placed.length for placed in good)
     done = _recorded(context, task)
     return Done(

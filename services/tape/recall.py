@@ -23,6 +23,8 @@ StoredFile = storage_pb2.StoredFile
 
 MOST_REQUESTS = 3
 """An endpoint that failed to bring a file back this often will not do it."""
+MOST_MISSED = 8
+"""With growing pauses, some eight minutes in all."""
 SILENT_POLLS = 3
 """A request that the endpoint does not know of for so many polls was lost."""
 _FIRST_POLL_SECONDS = 0.5
@@ -164,13 +166,22 @@ def recall(context: Context, job: Job, ctx: JobContext) -> Done:
         else:
             bad = set()
     except Offline:
-        # Its buffer's copy was dropped before it was read: ask again.
-        again = task_pb2.RecallTask()
-        again.CopyFrom(task)
-        again.requests = 0
-        return Done(follow_ups=[new_task(Task.STAGE, task_pb2.StageTask(recalls=[again]))])
+        return _missed(context, ctx, task)
     context.tape.release([task.key])
     return _done(task, [file for file in files if file.id not in bad])
+
+
+def _missed(context: Context, ctx: JobContext, task: task_pb2.RecallTask) -> Done:
+    """The buffer's copy was dropped before it was read: ask again, but not for ever."""
+    if task.missed >= MOST_MISSED:
+        _fail(context, ctx, task, "the tape endpoint drops it from its buffer before it is read")
+        return Done()
+    again = task_pb2.RecallTask()
+    again.CopyFrom(task)
+    again.requests = 0
+    again.missed += 1
+    stage_again = task_pb2.StageTask(recalls=[again])
+    return Done(follow_ups=[new_task(Task.STAGE, stage_again, delay=2.0**task.missed)])
 
 
 def select(files: Iterable[StoredFile], blob_id: int) -> list[Wanted]:

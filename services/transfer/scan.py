@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import storage_pb2, task_pb2
 from nearline_client import names
-from services.kit.catalogclient import in_batches
+from services.kit.catalogclient import in_batches, in_sized_batches
 from services.kit.jobs import MAX_RESULT_BYTES, Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
 from services.transfer.entries import Entry, Kind, Unreadable, Unvisited
@@ -21,6 +21,8 @@ _TYPES = {
     Kind.SYMLINK: Attributes.SYMLINK,
 }
 _BATCH = 2000
+# Extended attributes and long paths make entries large; a message has its limit.
+_BATCH_BYTES = 2 << 20
 # Directories of one follow-up; their paths travel in its payload.
 _LEFT = 50
 _MOST_LEFT = MAX_RESULT_BYTES // 2
@@ -55,8 +57,8 @@ class _Scan:
         self._met = self._bytes = 0
         self._left: list[str] = []
         self._left_size = 0
-        # Batches on their way: the answers come in the order of the requests.
-        self._sent: list[list[Entry]] = []
+        # Sizes of the files on their way: the answers come in the order of the requests.
+        self._sent: list[list[int]] = []
 
     def run(self, paths: list[bytes]) -> Done:
         transaction = self._job.transaction
@@ -73,9 +75,10 @@ class _Scan:
         return Done(files_total=self._met, bytes_total=self._bytes, follow_ups=tasks)
 
     def _batches(self, paths: list[bytes]) -> Iterator[list[catalog.RegisterFilesRequest.Entry]]:
-        for entries in in_batches(self._entries(paths), _BATCH):
-            self._sent.append(entries)
-            yield [_to_proto(entry) for entry in entries]
+        entries = map(_to_proto, self._entries(paths))
+        for batch in in_sized_batches(entries, _BATCH, _BATCH_BYTES):
+            self._sent.append([entry.attributes.size for entry in batch])
+            yield batch
 
     def _entries(self, paths: list[bytes]) -> Iterator[Entry]:
         for path in paths:
@@ -95,13 +98,13 @@ class _Scan:
         # What is left for others travels in the result of this one, whose size is bounded.
         return self._left_size < _MOST_LEFT and (self._met >= self._context.config.pack.scan_files)
 
-    def _registered(self, entries: list[Entry], answer: catalog.RegisterFilesResponse) -> None:
+    def _registered(self, sizes: list[int], answer: catalog.RegisterFilesResponse) -> None:
         self._ctx.failures((one.path, one.code, one.reason) for one in answer.rejected)
-        for entry, number in zip(entries, answer.file_ids, strict=True):
+        for size, number in zip(sizes, answer.file_ids, strict=True):
             self._met += 1
-            self._bytes += entry.size
+            self._bytes += size
             if number:
-                self._plan.add(number, entry.size)
+                self._plan.add(number, size)
         self._ctx.progress()
 
 

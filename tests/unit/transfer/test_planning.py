@@ -1,5 +1,7 @@
 """How files are dealt out to tasks."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +84,19 @@ def test_a_get_reads_the_cache_at_once_and_asks_tape_in_bulk():
         (8, "t8", True),
         (9, "t9", True),
     ]
+
+
+def test_a_get_of_very_many_files_has_a_short_plan():
+    plan = ReadPlan(download=True, most_files=2000, most_bytes=1 << 40)
+    numbers = list(range(1, 50_001))
+    random.Random(5).shuffle(numbers)
+    for number in numbers:
+        assert plan.add(stored(number, slices=[cached()]))
+    tasks = plan.tasks()
+    assert len(tasks) == 25
+    assert sum(task.ByteSize() for task in tasks) < 3000
+    met = [number for task in tasks for number in spans.numbers_of(files_of(task).files)]
+    assert sorted(met) == sorted(numbers)
 
 
 def test_a_stage_needs_nothing_for_what_is_in_the_cache():

@@ -449,6 +449,7 @@ class RecallTask(_message.Message):
     DOWNLOAD_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
     SILENT_POLLS_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
     blob_id: _builtins.int
     """Number of the tape blob."""
     key: _builtins.str
@@ -461,6 +462,8 @@ class RecallTask(_message.Message):
     """How often the endpoint was asked for the blob."""
     silent_polls: _builtins.int
     """Polls in a row that found it neither online nor requested."""
+    missed: _builtins.int
+    """How often the copy was gone from the endpoint's buffer when it was to be read."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.IdRange]:
         """Files wanted."""
@@ -475,10 +478,11 @@ class RecallTask(_message.Message):
         download: _builtins.bool = ...,
         requests: _builtins.int = ...,
         silent_polls: _builtins.int = ...,
+        missed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "bytes", b"bytes", "download", b"download", "files", b"files", "key", b"key", "requests", b"requests", "silent_polls", b"silent_polls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "bytes", b"bytes", "download", b"download", "files", b"files", "key", b"key", "missed", b"missed", "requests", b"requests", "silent_polls", b"silent_polls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
