@@ -1,10 +1,10 @@
-"""Peak memory of each part's process tree, sampled while something runs."""
+"""Peak memory and CPU time of each part's process tree while something runs."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -33,6 +33,10 @@ class Sampler:
         self._pids = pids
         self.peaks: dict[str, dict[str, Usage]] = {}
 
+    def cpu_seconds(self, parts: Iterable[str]) -> float:
+        """CPU time that parts have used so far, in seconds."""
+        return sum(cpu_seconds(self._pids[part]) for part in parts if part in self._pids)
+
     @contextmanager
     def during(self, what: str) -> Iterator[None]:
         """Sample until the block ends."""
@@ -54,17 +58,28 @@ class Sampler:
 
 def usage(pid: int) -> Usage:
     """What a process and its descendants use together now."""
+    pss = rss = 0
+    for process in _tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            info = process.memory_full_info()
+            pss += info.pss
+            rss += info.rss
+    return Usage(pss, rss)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process and its living descendants have used."""
+    seconds = 0.0
+    for process in _tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
+
+
+def _tree(pid: int) -> list[psutil.Process]:
     try:
         leader = psutil.Process(pid)
-        processes = [leader, *leader.children(recursive=True)]
+        return [leader, *leader.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return Usage()
-    pss = rss = 0
-    for process in processes:
-        try:
-            info = process.memory_full_info()
-        except psutil.NoSuchProcess:
-            continue
-        pss += info.pss
-        rss += info.rss
-    return Usage(pss, rss)
+        return []

@@ -18,6 +18,7 @@ from deploy.local.demo import trees
 from deploy.local.demo.compare import compare
 from deploy.local.demo.nlds import Nlds
 from deploy.local.errors import StackError
+from deploy.local.parts import SERVICES
 from deploy.local.stack import Stack
 from deploy.local.wait import wait_until
 from nearline.monitor.v1.monitor_pb2 import RunScheduleRequest
@@ -33,10 +34,12 @@ _LIMIT_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from the command's start to its end, and from acceptance to the end."""
+    """Seconds from the command's start to its end, and from acceptance to the end; CPU seconds of
+    the five services."""
 
     command: float
     transaction: float
+    cpu: float
 
 
 class Store:
@@ -66,11 +69,16 @@ class Store:
 
     def _command(self, case: Case, user: Client, verb: str, *words: str, name: str = "") -> Timing:
         settle()
+        before = self._cpu_seconds()
         with self._sampler.during(f"{name or verb} {case.title}"):
             start = time.monotonic()
             (ended,) = self._nlds.json(verb, "--wait", "-g", GROUP, *words)
             took = time.monotonic() - start
-        return Timing(took, _seconds([user.transaction(str(ended["id"]))]))
+        cpu = self._cpu_seconds() - before
+        return Timing(took, _seconds([user.transaction(str(ended["id"]))]), cpu)
+
+    def _cpu_seconds(self) -> float:
+        return self._sampler.cpu_seconds(SERVICES)
 
     def _get(
         self, case: Case, name: str, user: Client, label: str, source: Path, target: Path
@@ -86,6 +94,7 @@ class Store:
 
     def _archive(self, case: Case, user: Client, label: str) -> dict[str, Timing]:
         settle()
+        before = self._cpu_seconds()
         (holding,) = user.list(label=label)
         wanted = _on_tape(user) + holding.files
         with self._sampler.during(f"archive {case.title}"):
@@ -93,11 +102,12 @@ class Store:
             self._plan_archive()
             wait_until(lambda: _missing(user, wanted), "the archive", _LIMIT_SECONDS)
             written = time.monotonic() - start
+            cpu = self._cpu_seconds() - before
             ended = self._wait_for_archives(user, label)
             safe = time.monotonic() - start
         return {
-            cases.ARCHIVE: Timing(written, written),
-            cases.SAFE: Timing(safe, _seconds(ended)),
+            cases.ARCHIVE: Timing(written, written, cpu),
+            cases.SAFE: Timing(safe, _seconds(ended), self._cpu_seconds() - before),
         }
 
     def _plan_archive(self) -> None:

@@ -9,8 +9,8 @@ from bench.memory import LIMIT_BYTES, Usage
 from bench.table import Figures
 
 _OWN = (
-    "files", "operation", "seconds", "command", "rate", "against cp -r", "against peer", "NLDS",
-    "against NLDS",
+    "files", "operation", "seconds", "command", "CPU s", "rate", "against cp -r", "against peer",
+    "NLDS", "against NLDS",
 )  # fmt: skip
 _PEER = ("files", "peer", "seconds", "rate")
 
@@ -18,8 +18,9 @@ _READING = """\
 Seconds are medians of {runs} run(s), each on a stack of its own, without other load, with sources
 in the page cache, and with the kernel's dirty pages written out before each measurement.
 "seconds" is from the transaction's acceptance to its end, "command" from the start of the `nlds`
-program to its end. Ratios above 1 mean that Nearline is that many times as fast. Every byte that
-came back was compared with its source, and so were mode, times, owner and links.
+program to its end, "CPU s" what the five services used of the cores. Ratios above 1 mean that
+Nearline is that many times as fast. Every byte that came back was compared with its source, and so
+were mode, times, owner and links.
 
 - "archive" counts until every file is recorded at the tape endpoint, its Adler-32 verified with the
   server; "archive until safe" until the endpoint has reported all of it on tape. The simulated

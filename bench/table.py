@@ -35,6 +35,10 @@ class Figures:
         """Median seconds of the command."""
         return median(each.command for each in self.ours[operation])
 
+    def cpu(self, operation: str) -> float:
+        """Median CPU seconds of the five services."""
+        return median(each.cpu for each in self.ours[operation])
+
     def peer(self, name: str) -> float | None:
         """Median seconds of a peer; None when it did not run."""
         return median(self.peers[name]) if self.peers.get(name) else None
@@ -51,6 +55,7 @@ def own_rows(each: Figures) -> Iterator[tuple[str, ...]]:
             operation,
             f"{seconds:.2f}",
             f"{each.command(operation):.2f}",
+            f"{each.cpu(operation):.1f}",
             case.rate(seconds),
             _ratio(each.peer(cases.CP), seconds),
             f"{_ratio(each.peer(peer), seconds)} {peer}".strip() if peer else "",

@@ -144,8 +144,7 @@ class Upload:
     def _append(self, piece: memoryview) -> None:
         end = self._filled + len(piece)
         self._buffer[self._filled : end] = piece
-        # The C extension accepts bytes only; the copy is small beside the transfer.
-        self._crc = google_crc32c.extend(self._crc, bytes(piece))
+        self._crc = crc32c(piece, self._crc)
         self._filled = end
         self._size += len(piece)
         if end == self._part_size:
@@ -236,9 +235,12 @@ def _new_buffer(size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
-def crc32c(data: Buffer) -> int:
-    """CRC32C of ``data``."""
-    return int(google_crc32c.value(bytes(data)))
+def crc32c(data: Buffer, crc: int = 0) -> int:
+    """CRC32C of ``data``, or of what ``crc`` is of with ``data`` behind it."""
+    # The C extension takes bytes only: small copies stay in the processor's cache.
+    for piece in Body(data):
+        crc = google_crc32c.extend(crc, bytes(piece))
+    return crc
 
 
 def _header(crc: int) -> str:

@@ -32,6 +32,8 @@ _FIRST_POLL_SECONDS = 0.5
 _GROWING_POLLS = 40
 _EMPTY_RETRY_SECONDS = 30.0
 _GROUP_BYTES = 8 << 20
+# The reader holds several, twice each: smaller ones keep memory low and are no slower.
+_READ_BYTES = 2 << 20
 _BYTES_PER_SECOND = 300 << 20
 
 
@@ -260,7 +262,7 @@ class _Recall:
         with cache.open_upload(
             blob.key, part_size=self._config.part_bytes, size_hint=one.length
         ) as upload:
-            for piece in self._reader.stream(one.offset, one.length):
+            for piece in self._reader.stream(one.offset, one.length, _READ_BYTES):
                 self._ctx.check()
                 digest.update(piece)
                 upload.write(piece)

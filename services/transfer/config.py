@@ -30,7 +30,7 @@ class PackConfig(Section, frozen=True):
     """Most files of one task."""
     scan_files: Count = 50_000
     """A scan that has met so many leaves the directories that are next to other tasks."""
-    part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 32 * MIB
+    part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 16 * MIB
     """Size of a part of a large upload; three are in memory at once."""
 
 

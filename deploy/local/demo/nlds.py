@@ -32,11 +32,20 @@ class Nlds:
 
         Raises StackError with what it said when it fails or does not end in time.
         """
+        return self._run(words, stdin, show, subprocess.STDOUT)
+
+    def json(self, *words: str) -> Iterator[dict[str, Any]]:
+        """Run it with --json; each object that it prints. Raises StackError."""
+        return map(json.loads, self._run((*words, "--json"), "", lambda line: None, None))
+
+    def _run(
+        self, words: tuple[str, ...], stdin: str, show: Callable[[str], None], stderr: int | None
+    ) -> list[str]:
         process = subprocess.Popen(
             [*_PROGRAM, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             env=self._environment(),
             encoding="utf-8",
             errors="backslashreplace",
@@ -51,10 +60,6 @@ class Nlds:
             _end(process, threading.Event())
         self._check(words, process.returncode, lines, expired.is_set())
         return lines
-
-    def json(self, *words: str) -> Iterator[dict[str, Any]]:
-        """Run it with --json; each object that it prints. Raises StackError."""
-        return map(json.loads, self.run(*words, "--json"))
 
     def _check(self, words: tuple[str, ...], code: int, lines: list[str], expired: bool) -> None:
         said = "\n".join(lines[-30:])
