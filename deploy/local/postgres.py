@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -154,16 +155,28 @@ class Postgres:
     def _forget_dead_server(self) -> None:
         """Remove the lock of a server that is gone: its pid may be someone else's by now.
 
-        A server that nobody remembers is ended first: two on the same data would destroy them.
+        What still works on the data is ended first: a server that nobody remembers, or back ends
+        that outlived theirs (each leads a session of its own). Two servers would destroy the data.
         """
         lock = self._data / "postmaster.pid"
-        if not lock.exists():
-            return
-        pid = int(lock.read_text().partition("\n")[0])
-        if procfs.working_directory(pid) == self._data:
-            procfs.send(pid, signal.SIGINT)
-            wait_until(lambda: "it runs" if procfs.inspect(pid) else None, "old postgres", 60.0)
-        lock.unlink(missing_ok=True)
+        if lock.exists():
+            pid = int(lock.read_text().partition("\n")[0])
+            wait_until(partial(self._end, pid), "end of the old postgres", 60.0)
+            lock.unlink(missing_ok=True)
+
+    def _end(self, server: int) -> str | None:
+        """Ask the server to stop; without one, kill what it left. None when nothing is left."""
+        left = [
+            info.pid
+            for info in procfs.everything()
+            if procfs.working_directory(info.pid) == self._data.resolve()
+        ]
+        if server in left:
+            procfs.send(server, signal.SIGINT)
+        else:
+            for pid in left:
+                procfs.send(pid, signal.SIGKILL)
+        return f"{left} run" if left else None
 
     def _initdb(self, identity: Identity) -> None:
         """Build the data directory beside its place and rename it: an interrupted one is redone."""

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -89,6 +89,10 @@ class Record:
         info = procfs.inspect(self.pid)
         return info is not None and info.start_ticks == self.start_ticks and self._this_boot()
 
+    def family(self) -> list[procfs.ProcessInfo]:
+        """What this process started, in whatever session, as long as it runs itself."""
+        return procfs.descendants(self.pid) if self.alive() else []
+
     def leftovers(self) -> list[procfs.ProcessInfo]:
         """The live processes of the session that this process led."""
         leader = procfs.inspect(self.pid)
@@ -148,17 +152,18 @@ class Supervisor:
         record = self._read(name)
         if record is None:
             return
+        family = record.family()
         if self._alive(record):
             procfs.send(record.pid, signal.Signals(record.stop_signal))
             self._wait_gone(record, record.stop_timeout)
-        self._kill_leftovers(name, record)
+        self._kill_leftovers(name, record, family)
         self._record_path(name).unlink(missing_ok=True)
 
     def end(self, name: str) -> None:
         """Like `stop`, but with SIGKILL at once: for processes whose data nobody needs."""
         record = self._read(name)
         if record is not None:
-            self._kill_leftovers(name, record)
+            self._kill_leftovers(name, record, record.family())
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the process itself. Raises StackError when it does not run."""
@@ -232,10 +237,12 @@ class Supervisor:
         except StackError:
             procfs.send(record.pid, signal.SIGKILL)
 
-    def _kill_leftovers(self, name: str, record: Record) -> None:
+    def _kill_leftovers(
+        self, name: str, record: Record, family: Sequence[procfs.ProcessInfo]
+    ) -> None:
         def probe() -> str | None:
             self._alive(record)
-            left = record.leftovers()
+            left = [*record.leftovers(), *filter(procfs.still_runs, family)]
             for info in left:
                 procfs.send(info.pid, signal.SIGKILL)
             return f"processes {[info.pid for info in left]} survive SIGKILL" if left else None

@@ -14,6 +14,7 @@ class ProcessInfo:
     """One live process: ids and its start time in clock ticks since boot."""
 
     pid: int
+    parent: int
     session: int
     start_ticks: int
 
@@ -31,9 +32,16 @@ def inspect(pid: int) -> ProcessInfo | None:
         return None
     # The command name may hold spaces and parentheses: fields are counted after the last ")".
     fields = stat[stat.rindex(b")") + 2 :].split()
-    if fields[0] in (b"Z", b"X"):
+    # The first thread of a killed program can be a zombie while others still hold its ports.
+    if fields[0] in (b"Z", b"X") and int(fields[17]) <= 1:
         return None
-    return ProcessInfo(pid, session=int(fields[3]), start_ticks=int(fields[19]))
+    return ProcessInfo(pid, int(fields[1]), session=int(fields[3]), start_ticks=int(fields[19]))
+
+
+def still_runs(known: ProcessInfo) -> bool:
+    """Whether this very process is still there."""
+    info = inspect(known.pid)
+    return info is not None and info.start_ticks == known.start_ticks
 
 
 def everything() -> Iterator[ProcessInfo]:
@@ -46,6 +54,17 @@ def everything() -> Iterator[ProcessInfo]:
 def members(session: int) -> Iterator[ProcessInfo]:
     """Yield the live processes of a session."""
     return (info for info in everything() if info.session == session)
+
+
+def descendants(pid: int) -> list[ProcessInfo]:
+    """The live children of a process, their children, and so on."""
+    children: dict[int, list[ProcessInfo]] = {}
+    for info in everything():
+        children.setdefault(info.parent, []).append(info)
+    found = list(children.get(pid, ()))
+    for info in found:
+        found.extend(children.get(info.pid, ()))
+    return found
 
 
 def environment(pid: int) -> list[bytes]:

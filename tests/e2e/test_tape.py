@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_a_file_on_tape_explains_itself(store: Store, xrootd: Stack, tmp_path: P
     (copy,) = set(copies.iterdir()) - before
     with tarfile.open(copy) as tar:
         first, *members = tar.getnames()
-        tar.extractall(tmp_path, filter="tar", members=[m for m in tar if m.isfile()])
+    subprocess.run(["tar", "-xf", copy, "-C", tmp_path], check=True)
     assert first == ".nearline/manifest.jsonl"
     assert len(members) == 6
     for number in range(5):

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from deploy.local import procfs
 from deploy.local.ports import Ports
 from deploy.local.postgres import Database, Postgres
 from deploy.local.process import Supervisor
@@ -56,6 +57,26 @@ def test_the_server_does_not_run_as_root(postgres: Postgres) -> None:
         cursor.execute("select pg_backend_pid()")
         owner = os.stat(f"/proc/{cursor.fetchone()[0]}").st_uid
     assert owner != 0
+
+
+def test_a_start_waits_for_back_ends_that_outlived_their_server(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path)
+    server = Postgres(tmp_path / "postgres", Ports(tmp_path / "ports.json").get("postgres"))
+    supervisor.start(server.prepare())
+    try:
+        with closing(server.superuser().connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("select pg_backend_pid()")
+            back_end = int(cursor.fetchone()[0])
+            # Stopped, it cannot notice that its server is gone.
+            os.kill(back_end, signal.SIGSTOP)
+            supervisor.kill("postgres", signal.SIGKILL)
+            supervisor.wait_gone("postgres")
+            assert procfs.inspect(back_end) is not None
+            supervisor.start(server.prepare())
+            assert procfs.inspect(back_end) is None
+            assert server.ready() is None
+    finally:
+        supervisor.stop("postgres")
 
 
 def test_acknowledged_rows_survive_kill_9_below_a_closed_directory(tmp_path: Path) -> None:

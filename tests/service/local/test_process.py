@@ -74,6 +74,17 @@ def test_what_ignores_term_is_killed_after_the_bound(supervisor: Supervisor) -> 
     assert procfs.inspect(pid) is None
 
 
+def test_children_in_sessions_of_their_own_end_with_the_process(supervisor: Supervisor) -> None:
+    code = "import subprocess; subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    supervisor.start(python(supervisor, f"{code}; {FOREVER}"))
+    pid = supervisor.pid("part")
+    assert pid is not None
+    (child,) = procfs.descendants(pid)
+    assert child.session != pid
+    supervisor.stop("part")
+    assert not procfs.still_runs(child)
+
+
 def test_children_of_a_killed_process_are_ended_by_the_next_start(supervisor: Supervisor) -> None:
     supervisor.start(python(supervisor, PARENT))
     first = supervisor.pid("part")
