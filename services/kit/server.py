@@ -49,6 +49,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 
+_LIVENESS = "grpc.health.v1.Health"
 _READINESS_SECONDS = 5.0
 _UNWIND_SECONDS = 5.0
 
@@ -131,6 +132,8 @@ class Server:
             self.ops_port = self._bind(self._ops, self._config.ops_listen, None)
         if self._config.metrics_listen is not None:
             self.metrics_port = telemetry.serve_metrics(self._config.metrics_listen)
+        # For liveness: the process answers, whatever it waits for.
+        await self._health.set(_LIVENESS, HealthCheckResponse.SERVING)
         await self._update_health()
         self._watching = asyncio.create_task(self._watch_readiness())
         await self._ops.start()
@@ -167,7 +170,7 @@ class Server:
             await asyncio.wait_for(idle, _UNWIND_SECONDS)
 
     def _add_standard_services(self) -> None:
-        names = [*self._services, "grpc.health.v1.Health", reflection.SERVICE_NAME]
+        names = [*self._services, _LIVENESS, reflection.SERVICE_NAME]
         for server in (self._grpc, self._ops):
             health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
             reflection.enable_server_reflection(names, server)

@@ -467,4 +467,7 @@ async def test_health_follows_readiness(mesh: Mesh) -> None:
         health = health_pb2_grpc.HealthStub(channel)
         answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        # What liveness probes ask: a restart would not bring the database back.
+        alive = await health.Check(health_pb2.HealthCheckRequest(service="grpc.health.v1.Health"))
+        assert alive.status == health_pb2.HealthCheckResponse.SERVING
     await server.drain()
