@@ -16,10 +16,12 @@ PAGE = 1000
 _MOST_ARCHIVABLE = 100_000
 
 _FILES = text(f"""
-    SELECT {COLUMNS}
+    SELECT f.*
     FROM unnest(CAST(:firsts AS bigint[]), CAST(:lasts AS bigint[])) AS r (first, last)
-    JOIN file f ON f.id BETWEEN r.first AND r.last
-    JOIN directory d ON d.id = f.dir_id
+    CROSS JOIN LATERAL (
+        SELECT {COLUMNS} FROM file f JOIN directory d ON d.id = f.dir_id
+        WHERE f.id BETWEEN r.first AND r.last OFFSET 0
+    ) AS f
     ORDER BY f.id
 """)
 

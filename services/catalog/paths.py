@@ -5,6 +5,7 @@ below ``/a`` is in directories that start with ``/a/``. The root is the empty na
 """
 
 import hashlib
+import re
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +17,16 @@ from services.catalog.rules import invalid
 
 _LITERAL = frozenset(string.ascii_letters + string.digits + "/_-~ ,:;=@%&!#'\"<>")
 
+# Paths that are clean at a glance, as nearly all are: printable, and short enough even if each
+# character has four bytes.
+_PLAIN = re.compile(r"(?:/(?!\.)[^/]{1,63})+")
+_PLAIN_LENGTH = 1024
+
 
 def clean(path: str, field: str) -> str:
     """``path`` if it is a clean absolute path in canonical wire form, else InvalidArgument."""
+    if len(path) <= _PLAIN_LENGTH and path.isprintable() and _PLAIN.fullmatch(path):
+        return path
     try:
         is_clean = names.clean_path(path) == path
     except names.PathError as error:

@@ -43,10 +43,15 @@ _ADD_DIRECTORIES = text("""
     ON CONFLICT (hash) DO NOTHING
 """)
 _DIRECTORIES = text("SELECT hash, id FROM directory WHERE hash = ANY(CAST(:hashes AS bytea[]))")
+# OFFSET 0 keeps one look-up for each path: statistics that lag behind a growing holding would let
+# the planner read all of it instead.
 _PRESENT = text("""
-    SELECT f.id, f.put_id, f.state, f.dir_id, f.name
+    SELECT f.*
     FROM unnest(CAST(:dirs AS bigint[]), CAST(:names AS text[])) AS w (dir_id, name)
-    JOIN file f ON f.dir_id = w.dir_id AND f.name = w.name AND f.holding_id = :holding_id
+    CROSS JOIN LATERAL (
+        SELECT f.id, f.put_id, f.state, f.dir_id, f.name FROM file f
+        WHERE f.dir_id = w.dir_id AND f.name = w.name AND f.holding_id = :holding_id OFFSET 0
+    ) AS f
 """)
 _TAKE_OVER = text(f"""
     DELETE FROM file WHERE state = {FILE_REGISTERED} AND id IN (

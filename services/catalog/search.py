@@ -40,14 +40,17 @@ _NEWEST = f"""f.id = (
 
 _DIRECTORY = text("SELECT id FROM directory WHERE hash = :hash")
 _BY_PATH = text(f"""
-    SELECT DISTINCT ON (w.n) w.n, {COLUMNS}
+    SELECT w.n, f.*
     FROM unnest(CAST(:hashes AS bytea[]), CAST(:names AS text[]))
         WITH ORDINALITY AS w (hash, name, n)
-    JOIN directory d ON d.hash = w.hash
-    JOIN file f ON f.dir_id = d.id AND f.name = w.name
-        AND f.holding_id = ANY(CAST(:scope AS bigint[])) AND f.state <> {FILE_REGISTERED}
-        AND (CAST(:put AS bigint) IS NULL OR f.put_id = :put)
-    ORDER BY w.n, f.id DESC
+    CROSS JOIN LATERAL (
+        SELECT {COLUMNS} FROM directory d JOIN file f ON f.dir_id = d.id
+        WHERE d.hash = w.hash AND f.name = w.name
+            AND f.holding_id = ANY(CAST(:scope AS bigint[])) AND f.state <> {FILE_REGISTERED}
+            AND (CAST(:put AS bigint) IS NULL OR f.put_id = :put)
+        ORDER BY f.id DESC LIMIT 1
+    ) AS f
+    ORDER BY w.n
 """)
 _WITH_BELOW = text(f"""
     SELECT w.prefix FROM unnest(CAST(:lows AS text[]), CAST(:highs AS text[]),

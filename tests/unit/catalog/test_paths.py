@@ -54,6 +54,30 @@ def test_paths_that_are_not_clean_are_refused(path: str) -> None:
     assert caught.value.violations[0][0] == "entry.path"
 
 
+@given(st.text(st.sampled_from("/.ab\n\u2028\U0010fe0a\U0010feff日"), max_size=12))
+def test_clean_is_what_the_names_of_the_wire_say(path: str) -> None:
+    try:
+        is_clean = names.clean_path(path) == path
+    except names.PathError:
+        is_clean = False
+    if is_clean:
+        assert paths.clean(path, "path") == path
+    else:
+        with pytest.raises(InvalidArgument):
+            paths.clean(path, "path")
+
+
+@pytest.mark.parametrize("length", [63, 64, 255, 256])
+@pytest.mark.parametrize("letter", ["a", "日"])
+def test_long_names_are_measured_in_bytes(letter: str, length: int) -> None:
+    path = "/" + letter * length
+    if length * len(letter.encode()) <= 255:
+        assert paths.clean(path, "path") == path
+    else:
+        with pytest.raises(InvalidArgument):
+            paths.clean(path, "path")
+
+
 def test_the_url_is_made_of_bytes() -> None:
     assert paths.url(7, "/") == "nearline:///7/"
     assert paths.url(7, names.encode(b"/a b/\xe9?#%")) == "nearline:///7/a%20b/%E9%3F%23%25"
