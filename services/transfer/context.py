@@ -8,6 +8,7 @@ import grpc
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.monitor.v1 import monitor_pb2_grpc
 from nearline.type.v1 import identity_pb2
+from nearline_client import names
 from services.kit.catalogclient import CatalogClient
 from services.kit.errors import Unavailable, from_rpc_error
 from services.kit.jobs import Job, JobContext
@@ -63,11 +64,16 @@ def credentials_of(identity: identity_pb2.Identity) -> Credentials:
     return lookup(identity.user)
 
 
-def record_failure(ctx: JobContext, path: str, error: FileError) -> None:
-    """Record a file that failed for good; Unavailable when the file system is what failed."""
+def record_failure(ctx: JobContext, path: str, error: FileError, *, target: bytes = b"") -> None:
+    """Record a file that failed for good; Unavailable when the file system is what failed.
+
+    ``target``: where it was to be written, named in the reason when that is not ``path`` itself.
+    """
     failure = error.failure
     if failure.transient:
         raise Unavailable(
             failure.code, failure.reason, retry_after=_FILESYSTEM_RETRY_SECONDS
         ) from error
-    ctx.failures([(path, failure.code, failure.reason)])
+    place = names.encode(target) if target else path
+    reason = failure.reason if place == path else f"{failure.reason}: {place}"
+    ctx.failures([(path, failure.code, reason)])

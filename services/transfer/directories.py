@@ -31,7 +31,7 @@ def _make(user: UserFiles, ctx: JobContext, path: bytes, file: storage_pb2.Store
     try:
         user.make_dirs(path)
     except FileError as error:
-        record_failure(ctx, file.path, error)
+        record_failure(ctx, file.path, error, target=path)
         return False
     return True
 
@@ -40,7 +40,7 @@ def _finish(user: UserFiles, ctx: JobContext, path: bytes, file: storage_pb2.Sto
     try:
         user.set_dir_metadata(path, metadata_of(file.attributes))
     except FileError as error:
-        record_failure(ctx, file.path, error)
+        record_failure(ctx, file.path, error, target=path)
         return False
     ctx.progress(files=1)
     return True

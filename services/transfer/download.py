@@ -160,7 +160,7 @@ class _Download:
             else:
                 lost = ()
         except FileError as error:
-            record_failure(self._ctx, file.path, error)
+            record_failure(self._ctx, file.path, error, target=path)
             return
         self._done(file, path, lost)
 
@@ -189,7 +189,7 @@ class _Download:
                     raise Damaged
                 lost = new.commit(metadata_of(file.attributes))
         except FileError as error:
-            record_failure(self._ctx, file.path, error)
+            record_failure(self._ctx, file.path, error, target=path)
         except Damaged:
             if again:
                 self._stream(piece, again=False)

@@ -49,7 +49,7 @@ REASONS = {
     FileCode.NAME_TOO_LONG: "its name or path is too long",
     FileCode.FILE_TOO_LARGE: "it is larger than the file system accepts",
     FileCode.SYMLINK_LOOP: "its path has symbolic links in a circle, or changed while it was used",
-    FileCode.OUTSIDE_ROOTS: "it is outside the directories that this service may use",
+    FileCode.OUTSIDE_ROOTS: "it is outside the directories that operators opened to the store",
     FileCode.UNSUPPORTED_TYPE: "only files, directories and symbolic links can be stored",
     FileCode.FILESYSTEM_UNAVAILABLE: "the file system does not answer for now",
     FileCode.READ_ERROR: "the file system reported an error",

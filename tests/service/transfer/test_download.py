@@ -75,23 +75,35 @@ def home() -> Iterator[bytes]:
         yield home
 
 
-def run(home: bytes, bad: int) -> tuple[int, list[int]]:
-    """Files restored, and blobs reported."""
+Failed = list[tuple[str, str, str]]
+
+
+def restore(home: bytes, cache: Cache, target: bytes = b"") -> tuple[int, Catalog, Failed]:
+    """Files restored, the catalog with the blobs reported, and what failed."""
     catalog = Catalog(home + b"/f")
     context = SimpleNamespace(
         catalog=catalog,
-        cache=Cache(bad),
+        cache=cache,
         serving=lambda job, target: UserFs([home]).serving(USER, target or None),
     )
+    failed: Failed = []
     ctx = SimpleNamespace(
-        files_at_stake=0, check=lambda: None, progress=lambda **_: None, failures=lambda _: None
+        files_at_stake=0, check=lambda: None, progress=lambda **_: None, failures=failed.extend
     )
     task = task_pb2.FilesTask(files=[storage_pb2.IdRange(first=1, count=1)])
+    options = task_pb2.GetOptions(target=names.encode(target))
     job: Any = SimpleNamespace(
-        payload=task.SerializeToString(), transaction=SimpleNamespace(options=b"")
+        payload=task.SerializeToString(),
+        transaction=SimpleNamespace(options=options.SerializeToString()),
     )
     done = download(context, job, ctx)  # type: ignore[arg-type]
-    return done.files_done, catalog.faults
+    return done.files_done, catalog, failed
+
+
+def run(home: bytes, bad: int) -> tuple[int, list[int]]:
+    """Files restored, and blobs reported."""
+    done, catalog, _ = restore(home, Cache(bad))
+    return done, catalog.faults
 
 
 @pytest.mark.parametrize("run_bytes", [downloading.RUN_BYTES, 1])
@@ -111,3 +123,12 @@ def test_a_copy_that_stays_bad_is_reported_and_nothing_is_written(
     monkeypatch.setattr(downloading, "RUN_BYTES", run_bytes)
     assert run(home, bad=10) == (0, [5])
     assert os.listdir(home) == []
+
+
+def test_a_failure_names_the_place_that_could_not_be_written(home: bytes) -> None:
+    target = home + b"/closed"
+    os.mkdir(target, 0o500)
+    done, catalog, failed = restore(home, Cache(0), target)
+    ((path, code, reason),) = failed
+    assert (done, path, code) == (0, catalog.file.path, "PERMISSION_DENIED")
+    assert reason.endswith(f"(EACCES): {names.encode(target)}{path}")
