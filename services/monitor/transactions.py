@@ -161,10 +161,10 @@ def _filters(values: Mapping[str, object], equals: str) -> list[str]:
 class _Live:
     """What leased tasks of a transaction have done so far."""
 
-    files: int = 0
-    bytes: int = 0
-    notes: tuple[str, ...] = ()
-    leased: bool = False
+    files: int
+    bytes: int
+    notes: tuple[str, ...]
+    leased: bool
 
 
 def _add_live(
@@ -173,10 +173,6 @@ def _add_live(
     found: Mapping[int, sql.Row],
     running: Sequence[int],
 ) -> None:
-    live = {
-        seq: _Live(int(files), int(moved), tuple(notes or ()), True)
-        for seq, files, moved, notes in sql.rows(connection, _LIVE, (running,))
-    }
     waits = {
         seq: Wait(note, until, since)
         for seq, note, until, since in sql.rows(connection, _WAITS, (running,))
@@ -184,7 +180,7 @@ def _add_live(
     now: datetime = sql.rows(connection, "SELECT now()")[0][0]
     services = _services(connection)
     for seq in running:
-        answer, moving = answers[seq], live.get(seq, _Live())
+        answer, moving = answers[seq], _live(found[seq])
         answer.files_done += moving.files
         answer.bytes_done += moving.bytes
         answer.waiting_for = rules.waiting_for(
@@ -192,9 +188,14 @@ def _add_live(
             live_notes=moving.notes,
             waits=[waits[seq]] if seq in waits else [],
             leased=moving.leased,
-            open_by_kind=books.counter_of(found[seq][-1]),
+            open_by_kind=books.counter_of(found[seq][_OPEN_BY_KIND]),
             services=services,
         )
+
+
+def _live(row: sql.Row) -> _Live:
+    leased, files, moved, notes = row[_LIVE:]
+    return _Live(int(files or 0), int(moved or 0), tuple(notes or ()), bool(leased))
 
 
 def _services(connection: Connection) -> dict[str, Service]:
@@ -204,7 +205,7 @@ def _services(connection: Connection) -> dict[str, Service]:
 
 def _transaction(row: sql.Row) -> Transaction:
     (_, id_, user, group, action, state, job_label, holding, label, *numbers) = row
-    total, done, failed, bytes_total, bytes_done, created, updated, finished, warnings, _ = numbers
+    total, done, failed, bytes_total, bytes_done, created, updated, finished, warnings, *_ = numbers
     answer = Transaction(
         id=id_,
         user=user,
@@ -238,12 +239,20 @@ SELECT seq FROM txn WHERE id = %(id)s::uuid
   AND (%(user)s = '' OR user_name = %(user)s)
 """
 
+# One statement, one snapshot: a task that ends between two would count twice, or not at all.
 _FETCH = """
 SELECT seq, id::text, user_name, group_name, action, state, job_label, holding_id, label,
        files_total, files_done, files_failed, bytes_total, bytes_done, created_at, updated_at,
-       finished_at, warnings, open_by_kind
-FROM txn WHERE seq = ANY(%s)
+       finished_at, warnings, open_by_kind, live.leased, live.files, live.bytes, live.notes
+FROM txn CROSS JOIN LATERAL (
+  SELECT count(*), sum(live_files), sum(live_bytes),
+         array_agg(live_note ORDER BY id) FILTER (WHERE live_note <> '')
+  FROM task WHERE task.txn = seq AND holder IS NOT NULL AND finished_at IS NULL
+) AS live (leased, files, bytes, notes)
+WHERE seq = ANY(%s)
 """
+# Places in a row of it.
+_OPEN_BY_KIND, _LIVE = 18, 19
 
 _FIRST_FAILURES = """
 SELECT x.seq, f.path, f.code, f.reason
@@ -262,12 +271,6 @@ SELECT t.id, t.kind, t.state, t.attempt, w.name, coalesce(nullif(t.live_note, ''
        t.files_done + t.live_files, t.files_failed, t.bytes_done + t.live_bytes
 FROM task t LEFT JOIN worker w ON w.id = t.worker
 WHERE t.txn = %s AND t.id > %s ORDER BY t.id LIMIT %s
-"""
-
-_LIVE = """
-SELECT txn, sum(live_files), sum(live_bytes),
-       array_agg(live_note ORDER BY id) FILTER (WHERE live_note <> '')
-FROM task WHERE txn = ANY(%s) AND holder IS NOT NULL GROUP BY txn
 """
 
 # Of several, a failing one says most.

@@ -245,7 +245,7 @@ class _Recall:
                 self._pack.store(self._context.catalog, self._context.cache, holding_id)
             file = one.file
             self._pack.add(file.id, file.path, file.attributes, content, new=False)
-            self._ctx.progress(bytes=one.length)
+            self._moved(one.length)
 
     def _verified(self, one: Wanted, content: bytes) -> bytes | None:
         """The file's bytes, read again if they differ: it may be the way from tape that is bad."""
@@ -266,13 +266,17 @@ class _Recall:
                 self._ctx.check()
                 digest.update(piece)
                 upload.write(piece)
-                self._ctx.progress(bytes=len(piece))
+                self._moved(len(piece))
             if _differs(file, digest.digest()):
                 self._damaged(file)
                 return
             upload.commit()
         member = Member(file_id=file.id, length=one.length, digest=file.digest)
         record(catalog, cache, blob, [member], one.length)
+
+    def _moved(self, size: int) -> None:
+        # Of a GET these bytes have half their way before them: they count when they are written.
+        self._ctx.progress(bytes=0 if self._task.download else size)
 
     def _damaged(self, file: StoredFile) -> None:
         reason = "its bytes on tape do not match its digest; the operators see it as a fault"
