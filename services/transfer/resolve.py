@@ -1,10 +1,12 @@
 """RESOLVE: which files a GET or STAGE means, and which tasks bring them."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import spans
+from services.kit.errors import DeadlineExceeded, InvalidArgument
 from services.kit.jobs import Done, Job, JobContext
 from services.transfer.context import Context
 from services.transfer.planning import ReadPlan
@@ -27,6 +29,18 @@ def resolve(context: Context, job: Job, ctx: JobContext) -> Done:
     return run.paths()
 
 
+def _bounded(
+    answers: Iterator[catalog.ResolveFilesResponse],
+) -> Iterator[catalog.ResolveFilesResponse]:
+    """As ``answers``; a pattern that is too wide to search stays so, and fails for good."""
+    try:
+        yield from answers
+    except DeadlineExceeded as error:
+        if error.reason != "SEARCH_TOO_WIDE":
+            raise
+        raise InvalidArgument(error.reason, error.message) from error
+
+
 class _Run:
     def __init__(self, context: Context, job: Job, ctx: JobContext) -> None:
         self._context, self._job, self._ctx = context, job, ctx
@@ -46,7 +60,7 @@ class _Run:
             holdings=self._options.holdings, regex=self._options.regex
         )
         batches = self._context.ledger.read(self._job)
-        for answer in self._context.catalog.resolve(header, batches):
+        for answer in _bounded(self._context.catalog.resolve(header, batches)):
             self._ctx.check()
             for file in answer.files:
                 self._add(file)
