@@ -1,6 +1,7 @@
 """The command line that every service has: ``python -m services.NAME [COMMAND] --config FILE``."""
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -11,6 +12,9 @@ import uvloop
 
 from services.kit import telemetry
 from services.kit.config import ConfigError, LogConfig, load
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_LARGE_BYTES = 1 << 20
 
 
 class ServiceConfig(Protocol):
@@ -34,6 +38,7 @@ def main(
     Exits 0 at a regular end and 2 when the configuration cannot be used.
     """
     arguments = _parser(service, commands).parse_args()
+    _give_memory_back()
     try:
         config = load(config_type, arguments.config)
         telemetry.configure(config.log, service)
@@ -45,6 +50,17 @@ def main(
         structlog.get_logger(__name__).error("configuration", why=str(error))
         sys.exit(2)
     sys.exit(0)
+
+
+def _give_memory_back() -> None:
+    """Have the buffers of transfers leave the process when they are freed.
+
+    glibc would raise its threshold with the first of them, and from then on keep each thread's.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc's alone
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def _parser(service: str, commands: Mapping[str, Any]) -> argparse.ArgumentParser:

@@ -50,7 +50,7 @@ class RecallConfig(Section, frozen=True):
     """Longest pause between two questions whether tape files are online."""
     pack_threshold: Annotated[int, msgspec.Meta(ge=0, le=64 * MIB)] = 8 * MIB
     """Files below this size share TAR blobs."""
-    pack_bytes: Annotated[int, msgspec.Meta(ge=MIB, le=256 * MIB)] = 32 * MIB
+    pack_bytes: Annotated[int, msgspec.Meta(ge=MIB, le=256 * MIB)] = 16 * MIB
     """Size of a full TAR blob; one is held in memory per slot."""
     part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 16 * MIB
     """Size of a part of a large upload; three are in memory at once."""

@@ -24,7 +24,7 @@ class PackConfig(Section, frozen=True):
 
     pack_threshold: Annotated[int, msgspec.Meta(ge=0, le=64 * MIB)] = 8 * MIB
     """Files below this size share TAR blobs."""
-    pack_bytes: Annotated[int, msgspec.Meta(ge=MIB, le=256 * MIB)] = 32 * MIB
+    pack_bytes: Annotated[int, msgspec.Meta(ge=MIB, le=256 * MIB)] = 16 * MIB
     """Size of a full TAR blob; one is held in memory per slot."""
     pack_files: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 2000
     """Most files of one task."""
