@@ -1,10 +1,12 @@
 """Channels to other services: mutual TLS, keepalive, retries, deadlines and who is asking.
 
 A call over these channels carries the current request id, never outlives the request it serves, and
-is tried again while the peer is away. The identity goes along only from the gateway, the one peer
-that may speak for users: a channel knows by its own certificate whether it is the gateway's.
+is tried again while the peer is away, unless it is a stream. The identity goes along only from the
+gateway, the one peer that may speak for users: a channel knows by its own certificate whether it is
+the gateway's.
 """
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -36,23 +38,28 @@ KEEPALIVE_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+_BALANCING: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 # UNAVAILABLE only: every RPC of the mesh may be repeated, but a repeat must have a chance.
-# gRPC itself never repeats a stream after its first answer.
-_SERVICE_CONFIG = json.dumps({
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-})  # fmt: skip
+_RETRYING = {
+    "name": [{}],
+    "retryPolicy": {
+        "maxAttempts": 5,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    },
+}
+_UNARY: tuple[tuple[str, Any], ...] = (
+    ("grpc.enable_retries", 1),
+    ("grpc.service_config", json.dumps({**_BALANCING, "methodConfig": [_RETRYING]})),
+)
+# gRPC 1.85 retries streams wrongly: one whose server is killed before its first answer can hang for
+# ever, even past its deadline. So streams have a channel of their own, and their callers try again.
+_STREAM: tuple[tuple[str, Any], ...] = (
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config", json.dumps(_BALANCING)),
+)
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     *KEEPALIVE_OPTIONS,
@@ -65,9 +72,11 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Each channel gets a connection of its own, so that a second channel spreads load.
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 1),
-    ("grpc.service_config", _SERVICE_CONFIG),
 )
+
+_TARGET_NAME = "grpc.ssl_target_name_override"
+
+Options = tuple[tuple[str, Any], ...]
 
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
@@ -85,22 +94,26 @@ def remaining() -> float | None:
 
 def aio_channel(peer: PeerConfig) -> grpc.aio.Channel:
     """A channel for asyncio code; connects with the first call. Needs a running event loop."""
-    options = _options(peer)
-    if peer.tls is None:
-        inner = grpc.aio.insecure_channel(peer.address, options)
-    else:
-        inner = grpc.aio.secure_channel(peer.address, _credentials(peer.tls), options)
-    return _AioChannel(inner, peer)
+    credentials = _credentials(peer.tls) if peer.tls else None
+
+    def connect(options: Options) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(peer.address, options)
+        return grpc.aio.secure_channel(peer.address, credentials, options)
+
+    return _AioChannel(connect, peer)
 
 
 def sync_channel(peer: PeerConfig) -> grpc.Channel:
     """A channel for code in threads; connects with the first call."""
-    options = _options(peer)
-    if peer.tls is None:
-        inner = grpc.insecure_channel(peer.address, options)
-    else:
-        inner = grpc.secure_channel(peer.address, _credentials(peer.tls), options)
-    return _SyncChannel(inner, peer)
+    credentials = _credentials(peer.tls) if peer.tls else None
+
+    def connect(options: Options) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(peer.address, options)
+        return grpc.secure_channel(peer.address, credentials, options)
+
+    return _SyncChannel(connect, peer)
 
 
 def common_name(pem: bytes) -> str:
@@ -113,11 +126,9 @@ def common_name(pem: bytes) -> str:
     return str(names[0].value) if names else ""
 
 
-def _options(peer: PeerConfig) -> list[tuple[str, Any]]:
-    options = list(_OPTIONS)
-    if peer.server_name:
-        options.append(("grpc.ssl_target_name_override", peer.server_name))
-    return options
+def _options(peer: PeerConfig, special: Options) -> Options:
+    name = ((_TARGET_NAME, peer.server_name),) if peer.server_name else ()
+    return (*_OPTIONS, *special, *name)
 
 
 def _credentials(tls: TlsConfig) -> grpc.ChannelCredentials:
@@ -159,8 +170,9 @@ class _Forwarding:
     call and a hop per stream message.
     """
 
-    def __init__(self, inner: Any, peer: PeerConfig) -> None:
-        self._inner = inner
+    def __init__(self, connect: Callable[[Options], Any], peer: PeerConfig) -> None:
+        self._inner = connect(_options(peer, _UNARY))
+        self._streams = connect(_options(peer, _STREAM))
         self._timeout = peer.timeout
         self._with_identity = _speaks_for_users(peer.tls)
 
@@ -168,16 +180,13 @@ class _Forwarding:
         return _MultiCallable(self._inner.unary_unary(*args, **kwargs), self._fill_unary)
 
     def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _MultiCallable(self._inner.unary_stream(*args, **kwargs), self._fill)
+        return _MultiCallable(self._streams.unary_stream(*args, **kwargs), self._fill)
 
     def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
-        return _MultiCallable(self._inner.stream_unary(*args, **kwargs), self._fill)
+        return _MultiCallable(self._streams.stream_unary(*args, **kwargs), self._fill)
 
     def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
-        return _MultiCallable(self._inner.stream_stream(*args, **kwargs), self._fill)
-
-    def close(self, *args: Any) -> Any:
-        return self._inner.close(*args)
+        return _MultiCallable(self._streams.stream_stream(*args, **kwargs), self._fill)
 
     def _fill_unary(self, options: dict[str, Any]) -> dict[str, Any]:
         if options.get("timeout") is None:
@@ -202,6 +211,9 @@ class _AioChannel(_Forwarding, grpc.aio.Channel):
     async def channel_ready(self) -> None:
         await self._inner.channel_ready()
 
+    async def close(self, grace: float | None = None) -> None:
+        await asyncio.gather(self._inner.close(grace), self._streams.close(grace))
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -211,10 +223,14 @@ class _AioChannel(_Forwarding, grpc.aio.Channel):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._inner.close()
+        await self.close()
 
 
 class _SyncChannel(_Forwarding, grpc.Channel):
+    def close(self) -> None:
+        self._inner.close()
+        self._streams.close()
+
     def subscribe(self, *args: Any, **kwargs: Any) -> None:
         self._inner.subscribe(*args, **kwargs)
 
@@ -230,4 +246,4 @@ class _SyncChannel(_Forwarding, grpc.Channel):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._inner.close()
+        self.close()
