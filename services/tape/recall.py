@@ -9,6 +9,7 @@ import structlog
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2
 from services.kit import spans
+from services.kit.batches import Batches
 from services.kit.catalogclient import Blob, Member
 from services.kit.errors import Unavailable
 from services.kit.jobs import Deferred, Done, Job, JobContext, Outcome, new_task
@@ -35,6 +36,8 @@ _GROUP_BYTES = 8 << 20
 # The reader holds several, twice each: smaller ones keep memory low and are no slower.
 _READ_BYTES = 2 << 20
 _BYTES_PER_SECOND = 300 << 20
+# Several, so that several workers write them.
+_DOWNLOAD_FILES, _DOWNLOAD_BYTES = 2000, 64 << 20
 
 
 # -- staging -------------------------------------------------------------------------------------
@@ -202,11 +205,10 @@ def _done(task: task_pb2.RecallTask, files: Sequence[StoredFile]) -> Done:
     size = sum(file.attributes.size for file in files)
     if not task.download:
         return Done(files_done=len(files), bytes_done=size)
-    if not files:
-        return Done()
-    payload = task_pb2.FilesTask(files=spans.to_ranges(file.id for file in files), bytes=size)
-    cost = max(size / _BYTES_PER_SECOND, 0.05)
-    return Done(follow_ups=[new_task(Task.DOWNLOAD, payload, cost=cost)])
+    downloads = Batches(Task.DOWNLOAD, most_files=_DOWNLOAD_FILES, most_bytes=_DOWNLOAD_BYTES)
+    for file in files:
+        downloads.add(file.id, file.attributes.size)
+    return Done(follow_ups=downloads.tasks())
 
 
 class _Recall:

@@ -10,13 +10,13 @@ import structlog
 from nearline.type.v1 import storage_pb2, task_pb2
 from nearline_client import names
 from services.kit import spans
+from services.kit.batches import cost
 from services.kit.catalogclient import Blob
 from services.kit.errors import NotFound
 from services.kit.jobs import Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
 from services.transfer.entries import Metadata
 from services.transfer.filefailures import FileError
-from services.transfer.planning import cost
 from services.transfer.userfs import UserFiles
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ def download(context: Context, job: Job, ctx: JobContext) -> Done:
     files = list(context.catalog.files(task.files))
     target = names.decode(options.target)
     with context.serving(job, target) as user:
-        return _Download(context, ctx, user, target).run(files)
+        return _Download(context, ctx, user, target, job.attempt > 1).run(files)
 
 
 def place(target: bytes, path: str) -> bytes:
@@ -71,8 +71,16 @@ class Piece:
 
 
 class _Download:
-    def __init__(self, context: Context, ctx: JobContext, user: UserFiles, target: bytes) -> None:
+    def __init__(
+        self,
+        context: Context,
+        ctx: JobContext,
+        user: UserFiles,
+        target: bytes,
+        is_repeat: bool,
+    ) -> None:
         self._context, self._ctx, self._user, self._target = context, ctx, user, target
+        self._is_repeat = is_repeat
         self._parents: set[bytes] = set()
         self._linked: dict[tuple[int, str, bytes], bytes] = {}
         self._again: list[StoredFile] = []
@@ -202,6 +210,8 @@ class _Download:
         parent = path.rpartition(b"/")[0] or b"/"
         if parent not in self._parents:
             self._user.make_dirs(parent)
+            if self._is_repeat:
+                self._user.remove_leftovers(parent)
             self._parents.add(parent)
 
     def _link(self, file: StoredFile, path: bytes) -> bool:

@@ -2,65 +2,21 @@
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2
 from services.kit import spans
+from services.kit.batches import Batch, Batches
 from services.kit.jobs import new_task
 
 Blob = storage_pb2.Blob
 Attributes = storage_pb2.Attributes
-
-# Costs in seconds of work, for the fair order: what one process moves here, roughly.
-_FILES_PER_SECOND = 2000
-_BYTES_PER_SECOND = 200 << 20
 
 # Files sorted at once: 16 bytes of memory each, and some 60 more while they are sorted.
 _WINDOW = 1_000_000
 
 MOST_BLOBS = 1000
 """Tape blobs in one bulk prepare."""
-
-
-@dataclass(slots=True)
-class _Batch:
-    numbers: list[int] = field(default_factory=list)
-    bytes: int = 0
-
-
-class Batches:
-    """Collects files into tasks of at most so many files and bytes; a larger file is one alone."""
-
-    def __init__(
-        self, kind: task_pb2.Task.Kind.ValueType, *, most_files: int, most_bytes: int
-    ) -> None:
-        self._kind = kind
-        self._most_files = most_files
-        self._most_bytes = most_bytes
-        self._batch = _Batch()
-        self._tasks: list[ledger.NewTask] = []
-
-    def add(self, number: int, size: int) -> None:
-        """Put a file of ``size`` bytes into the current task, or the next if it is full."""
-        full = len(self._batch.numbers) >= self._most_files
-        if full or self._batch.bytes + size > self._most_bytes:
-            self._close()
-        self._batch.numbers.append(number)
-        self._batch.bytes += size
-
-    def tasks(self) -> list[ledger.NewTask]:
-        """All tasks, the unfilled one included."""
-        self._close()
-        return self._tasks
-
-    def _close(self) -> None:
-        batch, self._batch = self._batch, _Batch()
-        if batch.numbers:
-            payload = task_pb2.FilesTask(files=spans.to_ranges(batch.numbers), bytes=batch.bytes)
-            self._tasks.append(
-                new_task(self._kind, payload, cost=cost(len(batch.numbers), batch.bytes))
-            )
 
 
 class SortedBatches:
@@ -121,7 +77,7 @@ class ReadPlan:
             Batches(task_pb2.Task.DOWNLOAD, most_files=most_files, most_bytes=most_bytes)
         )
         self._directories: list[int] = []
-        self._tape: dict[tuple[int, str], _Batch] = {}
+        self._tape: dict[tuple[int, str], Batch] = {}
 
     def add(self, file: storage_pb2.StoredFile) -> bool:
         """Plan one file; False when it has no readable copy."""
@@ -134,7 +90,7 @@ class ReadPlan:
         if cached or kind == Attributes.SYMLINK or size == 0:
             self._downloads.add(file.id, size)
         elif on_tape is not None:
-            batch = self._tape.setdefault((on_tape.blob_id, on_tape.key), _Batch())
+            batch = self._tape.setdefault((on_tape.blob_id, on_tape.key), Batch())
             batch.numbers.append(file.id)
             batch.bytes += size
         else:
@@ -172,11 +128,6 @@ class ReadPlan:
                 download=self._download,
             )
         return new_task(task_pb2.Task.STAGE, payload)
-
-
-def cost(files: int, size: int) -> float:
-    """Seconds of work that moving so many files and bytes is about."""
-    return max(files / _FILES_PER_SECOND + size / _BYTES_PER_SECOND, 0.01)
 
 
 def without_nested(paths: Iterable[bytes]) -> list[bytes]:
