@@ -38,7 +38,9 @@ class Context:
         Links below ``target`` (the directory that a GET names) are not followed: what is restored
         there comes from others too, and their link must not lead a file of theirs elsewhere.
         """
-        return self.users.serving(credentials_of(job.transaction.identity), target or None)
+        return self.users.serving(
+            credentials_of(job.transaction.identity), target or None, job.task_id
+        )
 
 
 class PathLists:

@@ -13,9 +13,28 @@ from services.transfer.entries import Metadata
 _NO_XATTRS_HERE = frozenset({errno.ENOTSUP, errno.EPERM, errno.E2BIG, errno.ENOSPC, errno.ERANGE})
 
 
-def temporary_name() -> bytes:
-    """A short name beside the target: also a name of 255 bytes can be written and renamed."""
-    return b".nl-" + secrets.token_hex(8).encode()
+class Temporary:
+    """Names beside the target for what is not complete, which tell the task that made them.
+
+    They are short: also a name of 255 bytes can be written and renamed.
+    """
+
+    def __init__(self, task: int) -> None:
+        self._prefix = b".nl-%x-" % task
+
+    def name(self) -> bytes:
+        """A name that nobody uses."""
+        return self._prefix + secrets.token_hex(6).encode()
+
+    def remove_leftovers(self, directory: int) -> None:
+        """Remove what an earlier attempt of the task left when it was killed."""
+        listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            for name in map(os.fsencode, os.listdir(listing)):
+                if name.startswith(self._prefix):
+                    remove(directory, name)
+        finally:
+            os.close(listing)
 
 
 def apply(target: int | bytes, metadata: Metadata) -> tuple[str, ...]:

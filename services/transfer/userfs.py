@@ -40,9 +40,12 @@ class UserFs:
         self._roots = tuple(os.path.realpath(root) for root in roots)
         self._min_uid = min_uid
 
-    def serving(self, credentials: Credentials, top: bytes | None = None) -> UserFiles:
+    def serving(
+        self, credentials: Credentials, top: bytes | None = None, task: int = 0
+    ) -> UserFiles:
         """One user's access, without following symbolic links below the directory ``top``.
 
+        ``task`` marks temporary files, for `UserFiles.remove_leftovers` of its next attempt.
         Raises PermissionDenied (UID_REFUSED, or as `acting_as`).
         """
         if 0 < credentials.uid < self._min_uid:
@@ -52,15 +55,20 @@ class UserFs:
                 " are served",
             )
         with acting_as(credentials):
-            return UserFiles(self._roots, credentials, top)
+            return UserFiles(self._roots, credentials, top, task)
 
 
 class UserFiles:
     """One user's files, for one task and one thread at a time; a context manager."""
 
     def __init__(
-        self, roots: tuple[bytes, ...], credentials: Credentials, top: bytes | None = None
+        self,
+        roots: tuple[bytes, ...],
+        credentials: Credentials,
+        top: bytes | None = None,
+        task: int = 0,
     ) -> None:
+        self.temporary = restore.Temporary(task)
         self._credentials = credentials
         self._directories = Directories(roots, top)
         self._acting = False
@@ -137,12 +145,17 @@ class UserFiles:
                 path = join(path, name)
             self._directories.get(path)
 
+    def remove_leftovers(self, path: bytes) -> None:
+        """Remove from a directory what a killed attempt of this task has not finished."""
+        with self.using():
+            self.temporary.remove_leftovers(self._directories.get(path))
+
     def make_symlink(self, path: bytes, target: bytes, metadata: Metadata) -> tuple[str, ...]:
         """Make or replace a symbolic link; return what of the metadata could not be restored."""
         with self.using():
             directory, name = self._directories.entry(path)
             _check_target(directory, name)
-            temporary = restore.temporary_name()
+            temporary = self.temporary.name()
             os.symlink(target, temporary, dir_fd=directory)
             try:
                 lost = restore.apply_to_link(directory, temporary, metadata)
@@ -159,7 +172,7 @@ class UserFiles:
             try:
                 directory, name = self._directories.entry(path)
                 _check_target(directory, name)
-                _link(source, source_name, directory, name)
+                _link(source, source_name, directory, name, self.temporary.name())
             finally:
                 os.close(source)
 
@@ -229,7 +242,7 @@ class NewFile:
         self._files = files
         self._directory = directory
         self._name = name
-        self._temporary = restore.temporary_name()
+        self._temporary = files.temporary.name()
         try:
             self._descriptor = os.open(self._temporary, _CREATE, 0o600, dir_fd=directory)
         except BaseException:
@@ -297,8 +310,7 @@ def _open_regular(directory: int, name: bytes) -> int:
     return descriptor
 
 
-def _link(source: int, source_name: bytes, directory: int, name: bytes) -> None:
-    temporary = restore.temporary_name()
+def _link(source: int, source_name: bytes, directory: int, name: bytes, temporary: bytes) -> None:
     os.link(source_name, temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
     try:
         restore.replace(directory, temporary, name)

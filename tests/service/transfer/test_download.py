@@ -93,6 +93,7 @@ def restore(home: bytes, cache: Cache, target: bytes = b"") -> tuple[int, Catalo
     task = task_pb2.FilesTask(files=[storage_pb2.IdRange(first=1, count=1)])
     options = task_pb2.GetOptions(target=names.encode(target))
     job: Any = SimpleNamespace(
+        attempt=1,
         payload=task.SerializeToString(),
         transaction=SimpleNamespace(options=options.SerializeToString()),
     )

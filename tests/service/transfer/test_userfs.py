@@ -690,3 +690,15 @@ def test_errors_of_the_system(number: int, code: FileCode, transient: bool) -> N
 
 def test_absence_of_what_was_seen() -> None:
     assert from_os_error(FileNotFoundError(errno.ENOENT, ""), seen=True).code is FileCode.VANISHED
+
+
+def test_a_killed_attempt_leaves_nothing_to_its_next(home: bytes) -> None:
+    users = UserFs([home])
+    with users.serving(USER, task=7) as killed, users.serving(USER, task=8) as other:
+        killed.atomic_write(home + b"/a").write(b"half")
+        with other.atomic_write(home + b"/b") as unfinished:
+            with users.serving(USER, task=7) as repeat:
+                repeat.remove_leftovers(home)
+            unfinished.write(b"whole")
+            unfinished.commit(Metadata(mode=0o600, mtime_ns=0))
+    assert os.listdir(home) == [b"b"]
