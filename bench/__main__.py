@@ -71,7 +71,6 @@ def _one_run(
             source = _make(stack, each.case)
             peers = Peers(stack, stack.site.homes).run(source) if arguments.peers else {}
             each.add(Store(stack, sampler).run(each.case, source), peers)
-            trees.remove(os.fsencode(source))
         for what, parts in sampler.peaks.items():
             kept = peaks.setdefault(what, {})
             for part, usage in parts.items():

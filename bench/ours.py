@@ -52,19 +52,15 @@ class Store:
 
     def run(self, case: Case, source: Path) -> dict[str, Timing]:
         """Timings by operation; what comes back is compared. Raises StackError."""
-        target = self._new_directory()
         label = f"bench-{case.name}"
         with self._stack.client(USER) as user, self._stack.client(MANAGER) as manager:
             timings = {cases.PUT: self._command(case, user, "put", "-l", label, str(source))}
-            timings[cases.GET] = self._get(case, cases.GET, user, label, source, target)
+            timings[cases.GET] = self._get(case, cases.GET, user, label, source)
             timings |= self._archive(case, user, label)
             self._evict(user, manager, label)
             timings[cases.RECALL] = self._command(case, user, "stage", "-l", label, str(source))
             self._evict(user, manager, label)
-            timings[cases.GET_FROM_TAPE] = self._get(
-                case, cases.GET_FROM_TAPE, user, label, source, target
-            )
-        trees.remove(os.fsencode(target))
+            timings[cases.GET_FROM_TAPE] = self._get(case, cases.GET_FROM_TAPE, user, label, source)
         return timings
 
     def _command(self, case: Case, user: Client, verb: str, *words: str, name: str = "") -> Timing:
@@ -80,16 +76,14 @@ class Store:
     def _cpu_seconds(self) -> float:
         return self._sampler.cpu_seconds(SERVICES)
 
-    def _get(
-        self, case: Case, name: str, user: Client, label: str, source: Path, target: Path
-    ) -> Timing:
+    def _get(self, case: Case, name: str, user: Client, label: str, source: Path) -> Timing:
+        target = self._new_directory()
         words = ("-l", label, "-r", str(target), str(source))
         timing = self._command(case, user, "get", *words, name=name)
         restored = os.fsencode(f"{target}{source}")
         differences = compare(os.fsencode(source), restored).differences
         if differences:
             raise StackError(f"what came back differs: {differences[0]}")
-        trees.remove(restored)
         return timing
 
     def _archive(self, case: Case, user: Client, label: str) -> dict[str, Timing]:

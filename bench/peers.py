@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -14,8 +13,6 @@ from bench.machine import program
 from deploy.local.errors import StackError
 from deploy.local.stack import Stack
 
-_BUCKET = "bench"
-_DIRECTORY = "bench"
 _LIMIT_SECONDS = 600
 _TUNING = (
     "--transfers=16", "--checkers=16", "--s3-upload-concurrency=8", "--s3-chunk-size=32M",
@@ -25,7 +22,11 @@ _HOUR = 3600.0
 
 
 class Peers:
-    """Copies a directory with each peer; what it makes on the servers is removed again."""
+    """Copies a directory with each peer.
+
+    What that leaves on disk goes with the stack: ext4 makes files many times slower for some
+    seconds after many were removed.
+    """
 
     def __init__(self, stack: Stack, scratch: Path) -> None:
         self._stack = stack
@@ -40,11 +41,11 @@ class Peers:
         return seconds
 
     def _cp(self, source: Path) -> float:
-        target = self._scratch / "cp"
-        return self._timed(["cp", "-r", str(source), str(target)], {}, target)
+        target = self._scratch / f"cp-{source.name}"
+        return self._timed(["cp", "-r", str(source), str(target)], {})
 
     def _rclone(self, source: Path) -> dict[str, float]:
-        store, target = self._stack.site.seaweed.store, self._scratch / "rclone"
+        store, target = self._stack.site.seaweed.store, self._scratch / f"rclone-{source.name}"
         environment = {
             "RCLONE_CONFIG": "/dev/null",
             "RCLONE_CONFIG_CACHE_TYPE": "s3",
@@ -53,33 +54,30 @@ class Peers:
             "RCLONE_CONFIG_CACHE_ACCESS_KEY_ID": store.access_key,
             "RCLONE_CONFIG_CACHE_SECRET_ACCESS_KEY": store.secret_key,
         }
-        store.client.create_bucket(Bucket=_BUCKET)
-        copy, remote = [program("rclone"), "copy", *_TUNING], f"cache:{_BUCKET}"
+        bucket = f"bench-{source.name}"
+        store.client.create_bucket(Bucket=bucket)
+        copy, remote = [program("rclone"), "copy", *_TUNING], f"cache:{bucket}"
         up = self._timed([*copy, str(source), remote], environment)
-        down = self._timed([*copy, remote, str(target)], environment, target)
-        self._timed([program("rclone"), "purge", remote], environment)
+        down = self._timed([*copy, remote, str(target)], environment)
         return {cases.RCLONE_UP: up, cases.RCLONE_DOWN: down}
 
     def _xrdcp(self, source: Path) -> dict[str, float]:
-        rig, target = self._stack.site.xrootd, self._scratch / "xrdcp"
+        rig, target = self._stack.site.xrootd, self._scratch / f"xrdcp-{source.name}"
         environment = {"XrdSecPROTOCOL": "sss", "XrdSecSSSKT": str(rig.keytab)}
         # What is copied by the way is not to occupy the simulated library.
         before = rig.layout.settings.read_bytes()
         rig.configure(migrate_delay=_HOUR)
         copy = ["xrdcp", "--nopbar", "--silent", "--recursive", "--parallel", "4"]
-        remote = f"{rig.url}/{_DIRECTORY}/"
+        remote = f"{rig.url}/bench-{source.name}/"
         server, _, directory = remote.rpartition("//")
         self._timed(["xrdfs", server, "mkdir", f"/{directory}"], environment)
         target.mkdir()
         up = self._timed([*copy, str(source), remote], environment)
-        down = self._timed([*copy, remote, str(target)], environment, target)
-        shutil.rmtree(rig.layout.data / "buffer" / "tape" / _DIRECTORY)
+        down = self._timed([*copy, remote, str(target)], environment)
         rig.layout.settings.write_bytes(before)
         return {cases.XRDCP_UP: up, cases.XRDCP_DOWN: down}
 
-    def _timed(
-        self, command: list[str], environment: Mapping[str, str], target: Path | None = None
-    ) -> float:
+    def _timed(self, command: list[str], environment: Mapping[str, str]) -> float:
         settle()
         start = time.monotonic()
         done = subprocess.run(
@@ -94,8 +92,6 @@ class Peers:
         if done.returncode:
             said = (done.stdout + done.stderr)[-1000:]
             raise StackError(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
-        if target is not None:
-            shutil.rmtree(target)
         return took
 
 
