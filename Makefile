@@ -20,7 +20,7 @@ check: bootstrap
 bench: bootstrap
 	$(RUN) -m bench
 soak: bootstrap
-	$(RUN) -m bench.soak
+	for round in $$(seq $${ROUNDS:-5}); do $(RUN) -m pytest tests/robustness $(PYTEST_ARGS) || exit 1; done
 proto: bootstrap
 	scripts/generate-protos
 clean:
