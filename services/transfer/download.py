@@ -17,6 +17,7 @@ from services.kit.jobs import Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
 from services.transfer.entries import Metadata
 from services.transfer.filefailures import FileError
+from services.transfer.planning import Inode, inode
 from services.transfer.userfs import UserFiles
 
 log = structlog.get_logger(__name__)
@@ -82,7 +83,7 @@ class _Download:
         self._context, self._ctx, self._user, self._target = context, ctx, user, target
         self._is_repeat = is_repeat
         self._parents: set[bytes] = set()
-        self._linked: dict[tuple[int, str, bytes], bytes] = {}
+        self._linked: dict[Inode, bytes] = {}
         self._again: list[StoredFile] = []
         self._lost: Counter[str] = Counter()
         self._files = self._bytes = 0
@@ -216,7 +217,7 @@ class _Download:
 
     def _link(self, file: StoredFile, path: bytes) -> bool:
         """Whether this is another name of a file that was just restored, and was linked to it."""
-        existing = self._linked.get(_inode(file)) if file.attributes.hardlink else None
+        existing = self._linked.get(inode(file)) if file.attributes.hardlink else None
         if existing is None:
             return False
         self._user.make_hardlink(existing, path)
@@ -226,7 +227,7 @@ class _Download:
         self, file: StoredFile, path: bytes, lost: Iterable[str], *, moved: bool = False
     ) -> None:
         if file.attributes.hardlink:
-            self._linked.setdefault(_inode(file), path)
+            self._linked.setdefault(inode(file), path)
         # The group is the user's to have or not; everything else should have come back.
         self._lost.update(what for what in lost if what != "group")
         self._files += 1
@@ -268,7 +269,3 @@ def _joins(run: Sequence[Piece], piece: Piece) -> bool:
         and gap <= GAP_BYTES
         and new.offset + new.length - first.offset <= RUN_BYTES
     )
-
-
-def _inode(file: StoredFile) -> tuple[int, str, bytes]:
-    return (file.holding_id, file.attributes.hardlink, file.digest)

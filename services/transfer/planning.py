@@ -1,6 +1,7 @@
 """How files are dealt out to tasks: pure rules over numbers and sizes."""
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from nearline.monitor.v1 import monitor_pb2 as ledger
@@ -67,6 +68,9 @@ class UploadPlan:
         return self._small.tasks() + self._large.tasks()
 
 
+Inode = tuple[int, str, bytes]
+
+
 class ReadPlan:
     """Which tasks bring a set of files back, from where they are now."""
 
@@ -77,6 +81,7 @@ class ReadPlan:
             Batches(task_pb2.Task.DOWNLOAD, most_files=most_files, most_bytes=most_bytes)
         )
         self._directories: list[int] = []
+        self._linked: defaultdict[Inode, list[int]] = defaultdict(list)
         self._tape: dict[tuple[int, str], Batch] = {}
 
     def add(self, file: storage_pb2.StoredFile) -> bool:
@@ -85,6 +90,8 @@ class ReadPlan:
         if kind == Attributes.DIRECTORY:
             self._directories.append(file.id)
             return True
+        if file.attributes.hardlink:
+            self._linked[inode(file)].append(file.id)
         on_tape = next((piece for piece in file.slices if piece.tier == Blob.TAPE), None)
         cached = any(piece.tier == Blob.CACHE for piece in file.slices)
         if cached or kind == Attributes.SYMLINK or size == 0:
@@ -111,8 +118,10 @@ class ReadPlan:
         """Tasks that follow."""
         tasks = self._downloads.tasks() if self._download else []
         tasks += map(self._stage, _in_groups(self._tape))
-        if self._download and self._directories:
-            payload = task_pb2.FilesTask(files=spans.to_ranges(self._directories))
+        # The names of one file may come back by different tasks: they are joined at the end.
+        names = [number for several in self._linked.values() if several[1:] for number in several]
+        if self._download and (self._directories or names):
+            payload = task_pb2.FilesTask(files=spans.to_ranges([*self._directories, *names]))
             tasks.append(new_task(task_pb2.Task.FINISH_DIRECTORIES, payload, last=True))
         return tasks
 
@@ -128,6 +137,11 @@ class ReadPlan:
                 download=self._download,
             )
         return new_task(task_pb2.Task.STAGE, payload)
+
+
+def inode(file: storage_pb2.StoredFile) -> Inode:
+    """What names of the same file share, where `hardlink` is set."""
+    return (file.holding_id, file.attributes.hardlink, file.digest)
 
 
 def without_nested(paths: Iterable[bytes]) -> list[bytes]:

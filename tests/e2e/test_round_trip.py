@@ -9,6 +9,7 @@ import pytest
 
 from deploy.local.demo.make import Plan, make_tree
 from deploy.local.demo.names import ODD_NAMES
+from nearline.type.v1.task_pb2 import Task
 from nearline_client import names
 from tests.fixtures.store import GROUP, Person, Store, kind, needs_root, same, tiers
 
@@ -136,3 +137,17 @@ def test_find_shows_what_was_stored(store: Store) -> None:
     assert (file.user, file.group, file.transaction_id) == ("alice", GROUP, put.id)
     assert file.digest == "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5"
     assert file.url.startswith(f"nearline:///{put.holding_id}/")
+
+
+def test_names_of_one_file_that_come_back_apart_are_one_file_again(store: Store) -> None:
+    alice = store.alice
+    root = alice.directory()
+    first = alice.file(root + b"/first", os.urandom(40 << 20))
+    with alice.acting():
+        os.link(first, root + b"/second")
+    put = alice.put(root)
+    target = alice.directory()
+    get = alice.get(root, target=target, holding_id=put.holding_id)
+    downloads = [task for task in alice.client.tasks(get.id) if task.kind == Task.DOWNLOAD]
+    assert len(downloads) == 2
+    same(root, target + root)
