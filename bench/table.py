@@ -49,6 +49,7 @@ def own_rows(each: Figures) -> Iterator[tuple[str, ...]]:
     for operation in each.ours:
         seconds, case = each.transaction(operation), each.case
         peer = cases.PEER_OF.get(operation, "")
+        against = _ratio(each.peer(peer), seconds)
         before = case.nlds.get(operation)
         yield (
             case.title,
@@ -58,7 +59,7 @@ def own_rows(each: Figures) -> Iterator[tuple[str, ...]]:
             f"{each.cpu(operation):.1f}",
             case.rate(seconds),
             _ratio(each.peer(cases.CP), seconds),
-            f"{_ratio(each.peer(peer), seconds)} {peer}".strip() if peer else "",
+            f"{against} {peer}" if against else "",
             case.rate(before) if before else "",
             _ratio(before, seconds),
         )
