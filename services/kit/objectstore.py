@@ -103,15 +103,15 @@ class ObjectStore:
         put_verified(self._target(key), data, crc32c(data))
 
     def open_upload(
-        self, key: str, *, part_size: int = 32 * MIB, parallel: int = 2, size_hint: int = 0
+        self, key: str, *, part_size: int = 8 * MIB, parallel: int = 4, size_hint: int = 0
     ) -> Upload:
         """Start writing an object of any size.
 
         What fits into one part is put in one request. ``size_hint``, in bytes, makes parts larger
-        where 10,000 of ``part_size`` would not do; the memory bound grows with them.
+        where 10,000 of ``part_size`` would not do; fewer are then under way at once.
         """
-        needed = -(-size_hint // (MAX_PARTS - 1))
-        return Upload(self._target(key), max(part_size, needed), parallel)
+        part = max(part_size, -(-size_hint // (MAX_PARTS - 1)))
+        return Upload(self._target(key), part, max(1, min(parallel, parallel * part_size // part)))
 
     def get_range(self, key: str, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset``, in one piece of memory."""

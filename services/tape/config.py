@@ -52,8 +52,8 @@ class RecallConfig(Section, frozen=True):
     """Files below this size share TAR blobs."""
     pack_bytes: Annotated[int, msgspec.Meta(ge=MIB, le=256 * MIB)] = 16 * MIB
     """Size of a full TAR blob; one is held in memory per slot."""
-    part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 16 * MIB
-    """Size of a part of a large upload; three are in memory at once."""
+    part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 8 * MIB
+    """Size of a part of a large upload; five are in memory at once."""
 
 
 class TapeConfig(Section, frozen=True):

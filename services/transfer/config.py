@@ -30,8 +30,8 @@ class PackConfig(Section, frozen=True):
     """Most files of one task."""
     scan_files: Count = 50_000
     """A scan that has met so many leaves the directories that are next to other tasks."""
-    part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 16 * MIB
-    """Size of a part of a large upload; three are in memory at once."""
+    part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 8 * MIB
+    """Size of a part of a large upload; five are in memory at once."""
 
 
 class EvictConfig(Section, frozen=True):
