@@ -62,7 +62,9 @@ class Database:
         self._threads = Threads("database", config.pool_size)
         self.engine = make_engine(config)
         """For migrations and tests; services use the methods."""
-        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # An engine of its own: switching the mode of a shared connection back costs a round trip,
+        # and where PostgreSQL dies in it the answer is lost and the pool one connection short.
+        self._autocommit = make_engine(config, isolation_level="AUTOCOMMIT")
 
     async def write(self, fn: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """``fn(connection, …)`` in one transaction, committed before this returns."""
@@ -111,7 +113,11 @@ class Database:
     def close(self) -> None:
         """Close idle connections and take no more work."""
         self._threads.close()
+        self._dispose()
+
+    def _dispose(self) -> None:
         self.engine.dispose()
+        self._autocommit.dispose()
 
     def _repeat(self, engine: Engine, fn: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return _until_done(lambda: self._attempt(engine, lambda c: fn(c, *args, **kwargs)))
@@ -170,7 +176,7 @@ class Database:
             if lost and connection is not None:
                 connection.invalidate()
                 # The other connections are as old as this one: do not fail once for each.
-                self.engine.dispose()
+                self._dispose()
             if repeat_lost if lost else repeat_conflict and isinstance(failure, Aborted):
                 raise _AgainError(failure) from error
             raise failure from error
@@ -184,7 +190,7 @@ class _AgainError(Exception):
         self.failure = failure
 
 
-def make_engine(config: DatabaseConfig) -> Engine:
+def make_engine(config: DatabaseConfig, **options: Any) -> Engine:
     """An engine that connects on use; its time limits hold for every statement."""
     url = URL.create(
         "postgresql+psycopg2", config.user, None, config.host, config.port, config.name
@@ -198,6 +204,7 @@ def make_engine(config: DatabaseConfig) -> Engine:
         pool_use_lifo=True,
         hide_parameters=True,
         connect_args=_connect_args(config),
+        **options,
     )
 
     @event.listens_for(engine, "do_connect")
