@@ -13,7 +13,8 @@ import nearline_client
 from nearline.gateway.v1 import gateway_pb2 as api
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Transaction
-from nearline_client import ServiceError
+from nearline_client import Client, ServiceError
+from nearline_client.calls import Timing
 from tests.fixtures.store import Store, quick_tape, same
 from tests.robustness.conftest import (
     MIB,
@@ -46,6 +47,12 @@ def outage(store: Store, part: str) -> Iterator[None]:
         time.sleep(max(0.0, SECONDS - (time.monotonic() - begun)))
     finally:
         store.stack.up()
+
+
+def impatient(store: Store) -> Client:
+    """A client of alice's that does not wait for the service to come back."""
+    timing = Timing(opening=1.0, interrupted=1.0)
+    return nearline_client.connect(config=store.alice.config, timing=timing)
 
 
 def wait_waiting(store: Store, *ids: str) -> None:
@@ -93,8 +100,8 @@ def test_a_store_of_bytes_stops(store: Store, data: Data, archived: int, part: s
 def test_the_database_stops(store: Store, data: Data, archived: int) -> None:
     get, target, put = start_both(store, data, archived)
     with outage(store, "postgres"):
-        with pytest.raises(ServiceError) as refused:
-            list(store.alice.client.list())
+        with impatient(store) as client, pytest.raises(ServiceError) as refused:
+            list(client.list())
         assert refused.value.code == "UNAVAILABLE"
         assert refused.value.retry_after
         shown = store.alice.client.system()
