@@ -365,6 +365,7 @@ def test_a_frozen_server_fails_the_write_and_keeps_nothing(own_rig: RunningRig, 
         assert endpoint.healthy()
     finally:
         os.killpg(group, signal.SIGCONT)
+    wait_until(endpoint.healthy, "the server to answer again", 60)
     put(endpoint, new_path())
     await_gone(endpoint, path)
     assert list(endpoint.list(path.rpartition("/")[0])) == []

@@ -315,6 +315,7 @@ class CatalogMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_any_order_of_operations_agrees_with_the_model(catalog: Catalog) -> None:
     class Machine(CatalogMachine):
         pass
