@@ -74,27 +74,28 @@ _NEIGHBOURS = text(f"""
     SELECT id FROM blob WHERE id IN (
         SELECT c.blob_id FROM location t
         JOIN location c ON c.file_id = t.file_id AND c.tier = {CACHE}
-        WHERE t.blob_id = :blob AND (:whole OR t.file_id = ANY(:files))
+        WHERE t.blob_id = ANY(:blobs) AND (:whole OR t.file_id = ANY(:files))
     ) ORDER BY id
 """)
 _LOCK_FILES = text("""
     SELECT count(*) FROM (
         SELECT f.id FROM location l JOIN file f ON f.id = l.file_id
-        WHERE l.blob_id = :blob AND (:whole OR l.file_id = ANY(:files))
+        WHERE l.blob_id = ANY(:blobs) AND (:whole OR l.file_id = ANY(:files))
         ORDER BY f.id FOR UPDATE OF f
     ) AS locked
 """)
 _NOTE_FAULTS = text("""
     INSERT INTO fault (blob_id, file_id, "offset", reason)
     SELECT blob_id, file_id, "offset", :reason FROM location
-    WHERE blob_id = :blob AND (:whole OR file_id = ANY(:files))
+    WHERE blob_id = ANY(:blobs) AND (:whole OR file_id = ANY(:files))
     ON CONFLICT (blob_id, file_id) DO NOTHING
 """)
 _MARK_LOST = text(f"""
     UPDATE file f SET state = {FILE_LOST} FROM location l
-    WHERE l.blob_id = :blob AND (:whole OR l.file_id = ANY(:files)) AND f.id = l.file_id
+    WHERE l.blob_id = ANY(:blobs) AND (:whole OR l.file_id = ANY(:files)) AND f.id = l.file_id
         AND f.state = {FILE_STORED} AND (
-            SELECT count(*) FROM location o WHERE o.file_id = f.id AND o.blob_id <> :blob) = 0
+            SELECT count(*) FROM location o
+            WHERE o.file_id = f.id AND NOT o.blob_id = ANY(:blobs)) = 0
 """)
 _DROP = text("""
     WITH gone AS (
@@ -111,7 +112,8 @@ _RECOUNT = text("""
 _ARCHIVE_AGAIN = text("UPDATE blob SET needs_archive = true WHERE id = ANY(:blobs)")
 _LOST_FILES = text(f"""
     SELECT f.id FROM fault t JOIN file f ON f.id = t.file_id
-    WHERE t.blob_id = :blob AND (:whole OR t.file_id = ANY(:files)) AND f.state = {FILE_LOST}
+    WHERE t.blob_id = ANY(:blobs) AND (:whole OR t.file_id = ANY(:files))
+        AND f.state = {FILE_LOST}
     ORDER BY f.id
 """)
 
@@ -171,8 +173,10 @@ def set_states(connection: Connection, blobs: Sequence[int], state: int) -> int:
             _fail(connection, number, [], "reported as lost")
         return len(numbers)
     if any(row.state in READABLE for row in changing) and state != SAFE:
+        neighbours = _lock_copies(connection, _which(numbers, []))
         _keep_last_copies(connection, numbers)
         _remove(connection, numbers)
+        _archive_again(connection, neighbours, numbers)
     connection.execute(_SET, {"state": state, "blobs": numbers})
     if state in (REMOVING, REMOVED):
         connection.execute(_FREE_SOURCES, {"blobs": numbers})
@@ -188,7 +192,7 @@ def report_fault(connection: Connection, request: ReportFaultRequest) -> list[in
     (row,) = _locked(connection, [request.blob_id])
     if row.state in READABLE:
         _fail(connection, row.id, list(request.file_ids), request.reason)
-    return list(connection.scalars(_LOST_FILES, _which(row.id, list(request.file_ids))))
+    return list(connection.scalars(_LOST_FILES, _which([row.id], list(request.file_ids))))
 
 
 def _locked(connection: Connection, blobs: Sequence[int]) -> Sequence[Row[Any]]:
@@ -228,25 +232,34 @@ def _remove(connection: Connection, blobs: Sequence[int]) -> None:
 
 def _fail(connection: Connection, blob: int, files: list[int], reason: str) -> None:
     """Forget copies of a blob that were found bad; it is LOST once none is left."""
-    which = _which(blob, files)
-    neighbours = list(connection.scalars(_NEIGHBOURS, which))
-    connection.execute(_LOCK, {"blobs": neighbours})
-    connection.execute(_LOCK_FILES, which)
+    which = _which([blob], files)
+    neighbours = _lock_copies(connection, which)
     connection.execute(_NOTE_FAULTS, {**which, "reason": reason})
     connection.execute(_MARK_LOST, which)
     _drop(connection, [blob], files)
     if not connection.scalar(_RECOUNT, {"blob": blob}):
         connection.execute(_SET, {"state": LOST, "blobs": [blob]})
-    # Cache copies of files whose tape copy is gone have to go to tape once more.
-    connection.execute(_ARCHIVE_AGAIN, {"blobs": [n for n in neighbours if n != blob]})
+    _archive_again(connection, neighbours, [blob])
+
+
+def _lock_copies(connection: Connection, which: dict[str, Any]) -> list[int]:
+    """Lock the files of copies, and the cache blobs that hold the same files: these blobs."""
+    neighbours = list(connection.scalars(_NEIGHBOURS, which))
+    connection.execute(_LOCK, {"blobs": neighbours})
+    connection.execute(_LOCK_FILES, which)
+    return neighbours
+
+
+def _archive_again(connection: Connection, neighbours: list[int], gone: list[int]) -> None:
+    """Cache copies of files whose tape copy is gone have to go to tape once more."""
+    connection.execute(_ARCHIVE_AGAIN, {"blobs": [n for n in neighbours if n not in gone]})
 
 
 def _drop(connection: Connection, blobs: Sequence[int], files: list[int]) -> None:
     """Delete locations, of all files when none is named, and take them off the usage."""
-    which = {"blobs": list(blobs), "files": files, "whole": not files}
-    for row in connection.execute(_DROP, which).all():
+    for row in connection.execute(_DROP, _which(blobs, files)).all():
         usage.add(connection, row.holding_id, row.tier, (0, 0), (-row.files, -row.bytes))
 
 
-def _which(blob: int, files: list[int]) -> dict[str, Any]:
-    return {"blob": blob, "files": files, "whole": not files}
+def _which(blobs: Sequence[int], files: list[int]) -> dict[str, Any]:
+    return {"blobs": list(blobs), "files": files, "whole": not files}

@@ -315,7 +315,6 @@ class CatalogMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_any_order_of_operations_agrees_with_the_model(catalog: Catalog) -> None:
     class Machine(CatalogMachine):
         pass
@@ -324,7 +323,7 @@ def test_any_order_of_operations_agrees_with_the_model(catalog: Catalog) -> None
     run(
         Machine,
         settings=settings(
-            max_examples=15,
+            max_examples=40,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -194,6 +194,8 @@ class Raw:
 
     def __init__(self, stub: Any, worker_id: str = "raw", **hello: Any) -> None:
         self.call = stub.Work()
+        # A call takes one write at a time, and tests beat while they wait for something else.
+        self._writing = asyncio.Lock()
         self._hello = pb.WorkRequest.Hello(
             worker_id=worker_id, service="transfer", slots=100, host="here",
             **{"kinds": [Task.UPLOAD], **hello},
@@ -205,7 +207,8 @@ class Raw:
         return (await self.next("welcome")).welcome
 
     async def send(self, **message: Any) -> None:
-        await self.call.write(pb.WorkRequest(**message))
+        async with self._writing:
+            await self.call.write(pb.WorkRequest(**message))
 
     async def next(self, name: str) -> pb.WorkResponse:
         """The next message of this name; others wait for their turn."""
