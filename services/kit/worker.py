@@ -124,6 +124,8 @@ class Worker:
         self._runs: dict[Key, _Run] = {}
         self._out: asyncio.Queue[WorkRequest | None] | None = None
         self._draining = self._leaving = False
+        # No task can come any more once the ledger has welcomed a worker that gives no credit.
+        self._without_credit = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -206,6 +208,8 @@ class Worker:
                 run.context.cancel("the lease was lost while the ledger was away")
             for request in run.unacked:
                 out.put_nowait(request)
+        if self._draining:
+            self._without_credit.set()
         busy = sum(run.busy for run in self._runs.values())
         self._give_credit(max(self._slots - busy, 0))
 
@@ -286,13 +290,22 @@ class Worker:
         """After ``stop``: let running jobs end, then cancel them, then give up on them."""
         await stop.wait()
         self._draining = True
+        if self._out is None:
+            self._without_credit.set()
+        # Credit cannot be taken back. A new stream has none, and its hello names what is held:
+        # what the ledger leased to the old one and did not get across is free again at once.
+        self._hang_up()
         for reason, patience in (("", self._grace), ("the worker stops", _CANCEL_SECONDS)):
             if reason:
                 self._cancel_all(reason)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), patience)
+                await asyncio.wait_for(self._drained(), patience)
                 return
         log.warning("jobs_left_running", jobs=[run.lease.task_id for run in self._runs.values()])
+
+    async def _drained(self) -> None:
+        await self._without_credit.wait()
+        await self._idle.wait()
 
     def _say_goodbye(self) -> None:
         self._leaving = True

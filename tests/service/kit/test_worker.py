@@ -147,7 +147,7 @@ async def test_a_stopping_worker_hands_back_what_takes_too_long(
         id_ = await submit(one.stub, spec(), [UPLOAD])
         async with worker(one.peer, {Task.UPLOAD: endless}, grace=0.1):
             await until(started.is_set)
-        await until(lambda: one.rows("SELECT state FROM task") == [(Task.READY,)])
+        assert one.rows("SELECT state, attempt, lost FROM task") == [(Task.READY, 0, 0)]
         async with worker(one.peer, {Task.UPLOAD: lambda job, context: Done(1, 1, 1, 1)}):
             assert (await ended(one.stub, id_)).state == Transaction.COMPLETE
 
