@@ -9,6 +9,7 @@ from nearline.catalog.v1.catalog_pb2 import ClaimEvictionRequest
 from nearline.type.v1.storage_pb2 import Blob
 from services.catalog import removal
 from services.catalog.rules import check_number
+from services.kit import crash
 from services.kit.db import Database
 
 MOST = 1000
@@ -34,6 +35,7 @@ async def claim(database: Database, request: ClaimEvictionRequest) -> list[Blob]
             break
         left = max(0, request.bytes - _size(done))
         done += await database.write(removal.evict, [row.id for row in found], left)
+        crash.point("catalog.evict.after_commit")
         behind = found[-1]
     return done
 

@@ -20,6 +20,7 @@ from services.catalog.filerows import xattrs_json
 from services.catalog.locks import Lock, hold
 from services.catalog.rules import FILE_REGISTERED
 from services.catalog.tables import file as file_table
+from services.kit import crash
 from services.kit.db import Database, copy_into
 from services.kit.errors import NotFound
 from services.kit.threads import in_thread
@@ -127,6 +128,7 @@ async def register(
         wanted.setdefault(place, entry)
     first = await database.write(_first_number, len(wanted))
     found = await database.write(_register, target, wanted, first)
+    crash.point("catalog.register.after_commit")
     return _answer(places, entries, found)
 
 

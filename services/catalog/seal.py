@@ -24,6 +24,7 @@ from services.catalog.rules import (
     TAPE,
     Seal,
 )
+from services.kit import crash
 from services.kit.db import copy_into
 from services.kit.errors import NotFound
 
@@ -187,6 +188,7 @@ def seal(connection: Connection, seal: Seal, members: Members) -> RecordBlobResp
     outcome = _store(connection, seal, blob)
     if blob.tier == TAPE:
         connection.execute(_ARCHIVED, {"blob": seal.blob_id})
+    crash.point("catalog.seal.before_commit")
     return _response(seal.blob_id, outcome)
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, CursorResult, Engine, Row, create_engine, eve
 from sqlalchemy.engine import URL
 from sqlalchemy.sql import Executable
 
+from services.kit import crash
 from services.kit.bulk import copy_into
 from services.kit.config import DatabaseConfig
 from services.kit.errors import Aborted, DeadlineExceeded, NearlineError, Unavailable
@@ -76,7 +77,9 @@ class Database:
 
     def write_sync(self, fn: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """As :meth:`write`, in the calling thread."""
-        return self._repeat(self.engine, fn, *args, **kwargs)
+        answer = self._repeat(self.engine, fn, *args, **kwargs)
+        crash.point("database.after_commit")
+        return answer
 
     def read_sync(self, fn: Work[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """As :meth:`read`, in the calling thread."""

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import structlog
 import uvloop
 
-from services.kit import telemetry
+from services.kit import crash, telemetry
 from services.kit.config import ConfigError, LogConfig, load
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
@@ -42,6 +43,7 @@ def main(
     try:
         config = load(config_type, arguments.config)
         telemetry.configure(config.log, service)
+        crash.arm(os.environ.get(crash.VARIABLE, ""))
         if arguments.command == "serve":
             uvloop.run(serve(config))
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
 
+from services.kit import crash
 from services.kit.errors import InvalidArgument, NearlineError
 from services.kit.objecterrors import UPLOAD_GONE, translated, truncated
 
@@ -195,12 +196,14 @@ class Upload:
 
     def _complete(self) -> None:
         complete = self._target.client.complete_multipart_upload
+        crash.point("cache.multipart.before_complete")
         try:
             self._call(complete, MultipartUpload={"Parts": self._parts})
         except NearlineError as error:
             # A repeat after a lost answer finds the upload gone and the object in its place.
             if error.reason != UPLOAD_GONE:
                 raise
+        crash.point("cache.multipart.after_complete")
         self._check_stored_size()
 
     def _check_stored_size(self) -> None:

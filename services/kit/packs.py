@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nearline.type.v1 import storage_pb2
 from nearline_client import names
-from services.kit import paxtar
+from services.kit import crash, paxtar
 from services.kit.catalogclient import Blob, CatalogClient, Member
 from services.kit.objectstore import ObjectStore
 
@@ -98,9 +98,12 @@ class Pack:
     def store(self, catalog: CatalogClient, cache: ObjectStore, holding_id: int) -> Placed:
         """Write the pack as one verified object and record it; the pack is empty afterwards."""
         blob = catalog.allocate(holding_id, Blob.CACHE, Blob.TAR)
+        crash.point("pack.allocated")
         self._data += paxtar.END
         cache.put(blob.key, self._data)
+        crash.point("pack.stored")
         placed = record(catalog, cache, blob, self._members, len(self._data))
+        crash.point("pack.recorded")
         self._data, self._members = bytearray(), []
         return placed
 
@@ -131,7 +134,9 @@ def record(
     """Make a cache blob known. One that nothing refers to (a repeat was faster) is removed."""
     answer = catalog.record(blob.id, members, size=size, state=Blob.STORED)
     if answer.unused:
+        crash.point("cache.unused.before_delete")
         cache.delete_many([blob.key])
+        crash.point("cache.unused.after_delete")
         catalog.set_states([blob.id], Blob.REMOVED)
     mismatched, missing = answer.mismatched_file_ids, answer.missing_file_ids
     return Placed(blob.id, frozenset(mismatched), frozenset(missing))

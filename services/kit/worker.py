@@ -36,7 +36,7 @@ import structlog
 from nearline.monitor.v1 import monitor_pb2
 from nearline.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from nearline.type.v1 import task_pb2
-from services.kit import errors, identity, telemetry
+from services.kit import crash, errors, identity, telemetry
 from services.kit.jobs import (
     Deferred,
     Done,
@@ -247,6 +247,7 @@ class Worker:
         """In a thread: run the handler and pass on its result."""
         with _surroundings(job):
             request = _outcome(handler, job, run)
+        crash.point("worker.before_report")
         self._from_thread(self._end, run, request)
 
     def _end(self, run: _Run, request: WorkRequest) -> None:

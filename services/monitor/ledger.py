@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.transaction_pb2 import Transaction
+from services.kit import crash
 from services.kit.db import Database
 from services.kit.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.monitor import schedules, submissions, transactions, workers
@@ -175,6 +176,7 @@ class Ledger:
     async def _accept(self, id_: str, commit: SubmitRequest.Commit) -> Transaction:
         submissions.check_commit(commit)
         await self._database.write(submissions.accept, id_, commit, self._config)
+        crash.point("monitor.accept.after_commit")
         return await self.get(id_)
 
     def _on_notice(self, notice: Notice) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.task_pb2 import Task
+from services.kit import crash
 from services.kit.errors import Internal
 from services.monitor import books, schedules, sql
 from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge
@@ -54,6 +55,7 @@ class _Recording:
         self._settle_failures(effects)
         self._follow_up(effects)
         self._save()
+        crash.point("monitor.record.before_commit")
         return [verdict is not Verdict.LATE for verdict in verdicts]
 
     def _lock(self, ids: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from nearline.monitor.v1 import monitor_pb2
+from services.kit import crash
 from services.kit.db import Database
 from services.kit.errors import (
     Aborted,
@@ -164,6 +165,7 @@ class Stream:
         if not reports:
             return
         accepted = await self._database.write(record, reports, self._config.limits)
+        crash.point("monitor.record.after_commit")
         for report, ok in zip(reports, accepted, strict=True):
             lease = (report.task_id, report.token)
             ack = WorkResponse.Ack(lease=_lease(lease), accepted=ok)

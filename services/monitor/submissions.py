@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sqlalchemy import Connection
 
 from nearline.monitor.v1 import monitor_pb2
+from services.kit import crash
 from services.kit.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -147,6 +148,7 @@ def accept(
     if book is not None:
         made = books.add_tasks(connection, book, _entries(commit, stored))
         books.settle(connection, [book], made.ready_kinds)
+    crash.point("monitor.accept.before_commit")
 
 
 def read_paths(connection: Connection, transaction_id: str, chunk: int) -> list[str] | None:

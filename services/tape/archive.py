@@ -10,7 +10,7 @@ import structlog
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
-from services.kit import paxtar
+from services.kit import crash, paxtar
 from services.kit.catalogclient import Blob, Member
 from services.kit.errors import FailedPrecondition, NearlineError, NotFound
 from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
@@ -54,6 +54,7 @@ def plan(context: Context, job: Job, ctx: JobContext) -> Done:
         ctx.check()
         for group in form(blobs, waited, limits):
             tasks += _claim(context, holding, group)
+            crash.point("tape.plan.claimed")
     return Done(follow_ups=tasks)
 
 
@@ -155,6 +156,7 @@ def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
         return _recorded(context, task)
     if state == Blob.WRITING:
         context.catalog.release_aggregate(task.blob_id)
+    crash.point("tape.archive.released")
     context.tape.remove(task.key)
     try:
         # The same for every attempt of this task: a repeat must not claim once more.
@@ -167,6 +169,7 @@ def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
         return Done()  # A plan has given the sources to another aggregate meanwhile.
     left = set(claim.source_blob_ids)
     sources = [source for source in task.sources if source.id in left]
+    crash.point("tape.archive.reclaimed")
     return Done(follow_ups=[_archive_task(claim.blob, sources)])
 
 
@@ -180,6 +183,7 @@ def _write(
         for section in layout.sections:
             bad |= _copy(context, ctx, writer, section)
         writer.write(paxtar.END)
+        crash.point("tape.archive.before_commit")
         return writer.commit(), bad
 
 
@@ -224,6 +228,7 @@ def _record(
     written: Written,
     bad: set[int],
 ) -> Done:
+    crash.point("tape.archive.written")
     good = [placed for placed in layout.placed() if placed.file_id not in bad]
     members = (
         Member(
@@ -246,6 +251,7 @@ def _record(
         # Another attempt has given this aggregate up: nothing will ever refer to the file.
         context.tape.remove(task.key)
         raise
+    crash.point("tape.archive.recorded")
     _report_damage(context, ctx, layout, bad)
     if answer.unused:
         # Every file has a tape copy by now, or is gone.
@@ -303,6 +309,7 @@ def confirm(context: Context, job: Job, ctx: JobContext) -> Done | Deferred:
     if state.on_tape:
         with suppress(FailedPrecondition):  # Lost or removed meanwhile: nothing to confirm.
             context.catalog.set_states([task.blob_id], Blob.SAFE)
+            crash.point("tape.confirm.safe")
         return Done()
     if not state.exists:
         log.error("tape_file_lost", blob=task.blob_id, key=task.key)

@@ -8,7 +8,7 @@ import structlog
 
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2
-from services.kit import spans
+from services.kit import crash, spans
 from services.kit.batches import Batches
 from services.kit.catalogclient import Blob, Member
 from services.kit.errors import Unavailable
@@ -67,6 +67,7 @@ def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
         # Every stage is a reference of its own to the endpoint's buffer, given back after the
         # recall: so another request for the same tape file cannot take it away from this one.
         context.tape.stage([recall.key for recall in now.request])
+        crash.point("tape.stage.requested")
     for recall, reason in now.unreadable:
         _fail(context, ctx, recall, reason)
     _drop_missing(context, ctx, now.missing)
@@ -172,7 +173,9 @@ def recall(context: Context, job: Job, ctx: JobContext) -> Done:
             bad = set()
     except Offline:
         return _missed(context, ctx, task)
+    crash.point("tape.recall.recorded")
     context.tape.release([task.key])
+    crash.point("tape.recall.released")
     return _done(task, [file for file in files if file.id not in bad])
 
 

@@ -6,6 +6,7 @@ import structlog
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import task_pb2
+from services.kit import crash
 from services.kit.catalogclient import Blob, in_batches
 from services.kit.jobs import Done, Job, JobContext
 from services.transfer.config import EvictConfig
@@ -62,7 +63,9 @@ def _evict(context: Context, ctx: JobContext, holding_id: int, wanted: int | Non
         blobs = context.catalog.claim_eviction(holding_id, missing)
         if not blobs:
             break
+        crash.point("transfer.evict.before_delete")
         context.cache.delete_many(blob.key for blob in blobs)
+        crash.point("transfer.evict.deleted")
         context.catalog.set_states([blob.id for blob in blobs], Blob.REMOVED)
         files += sum(blob.files for blob in blobs)
         freed += sum(blob.size for blob in blobs)

@@ -8,6 +8,7 @@ import secrets
 import stat
 from contextlib import suppress
 
+from services.kit import crash
 from services.transfer.entries import Metadata
 
 _NO_XATTRS_HERE = frozenset({errno.ENOTSUP, errno.EPERM, errno.E2BIG, errno.ENOSPC, errno.ERANGE})
@@ -90,8 +91,10 @@ def apply_to_link(directory: int, name: bytes, metadata: Metadata) -> tuple[str,
 
 def replace(directory: int, temporary: bytes, name: bytes) -> None:
     """Give a finished temporary file its name, in one step; nothing is left when that fails."""
+    crash.point("transfer.get.before_rename")
     try:
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        crash.point("transfer.get.after_rename")
     except OSError:
         remove(directory, temporary)
         raise

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import storage_pb2, task_pb2
 from nearline_client import names
+from services.kit import crash
 from services.kit.catalogclient import in_batches, in_sized_batches
 from services.kit.jobs import MAX_RESULT_BYTES, Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
@@ -67,6 +68,7 @@ class _Scan:
         )
         for answer in answers:
             self._registered(self._sent.pop(0), answer)
+        crash.point("transfer.scan.registered")
         tasks = self._plan.tasks()
         tasks += [
             new_task(task_pb2.Task.SCAN, task_pb2.ScanTask(directories=some))

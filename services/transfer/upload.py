@@ -6,7 +6,7 @@ from collections import deque
 
 from nearline.type.v1 import storage_pb2, task_pb2
 from nearline_client import names
-from services.kit import spans
+from services.kit import crash, spans
 from services.kit.catalogclient import Blob, Member
 from services.kit.jobs import Done, Job, JobContext
 from services.kit.packs import Pack, Placed, record
@@ -134,7 +134,10 @@ class _Upload:
                 size = target.commit()
             attributes = _as_read(file.attributes, source)
         member = Member(file_id=file.id, length=size, digest=digest.digest(), attributes=attributes)
-        self._settle(member, record(catalog, cache, blob, [member], size), moved=True)
+        crash.point("transfer.upload.before_seal")
+        placed = record(catalog, cache, blob, [member], size)
+        crash.point("transfer.upload.after_seal")
+        self._settle(member, placed, moved=True)
 
     def _settle(self, member: Member, placed: Placed, *, moved: bool = False) -> None:
         """Count a file that has its place, and tell of one that the catalog did not take."""
