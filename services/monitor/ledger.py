@@ -156,9 +156,9 @@ class Ledger:
         """Workers and the length of the queue."""
         return await self._database.read(workers.list_workers, self._config.lease_seconds)
 
-    async def count_tasks(self, key: str, kind: int) -> int:
-        """Tasks of a key that have not ended."""
-        return await self._database.read(workers.count_tasks, key, kind)
+    async def count_tasks(self, key: str, kind: int, task_id: int) -> int:
+        """Tasks of a key, or the one of a number, that have not ended."""
+        return await self._database.read(workers.count_tasks, key, kind, task_id)
 
     async def run_schedule(self, name: str) -> None:
         """Make the next run of a schedule due now. Raises NotFound."""

@@ -40,7 +40,8 @@ _PHASES: tuple[tuple[State, frozenset[int]], ...] = (
 )
 
 _TAPE_KINDS = frozenset({
-    Task.PLAN_ARCHIVE, Task.ARCHIVE, Task.CONFIRM, Task.STAGE, Task.RECALL,
+    Task.PLAN_ARCHIVE, Task.ARCHIVE, Task.CONFIRM, Task.STAGE, Task.RECALL, Task.RECONCILE,
+    Task.VERIFY,
 })  # fmt: skip
 
 # Requests for files: one that met none has failed its user. Others may well find nothing to do.

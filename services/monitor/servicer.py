@@ -90,7 +90,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: pb.CountTasksRequest, context: Any
     ) -> pb.CountTasksResponse:
         return pb.CountTasksResponse(
-            count=await self._ledger.count_tasks(request.key, request.kind)
+            count=await self._ledger.count_tasks(request.key, request.kind, request.task_id)
         )
 
     async def RunSchedule(  # noqa: N802

@@ -33,9 +33,10 @@ def list_workers(connection: Connection, lease_seconds: float) -> monitor_pb2.Li
     return answer
 
 
-def count_tasks(connection: Connection, key: str, kind: int) -> int:
-    """Tasks of a key that have not ended; ``kind`` 0 is any."""
-    return int(sql.rows(connection, _COUNT, {"key": key, "kind": kind})[0][0])
+def count_tasks(connection: Connection, key: str, kind: int, task_id: int = 0) -> int:
+    """Tasks of a key, or the one of a number, that have not ended; ``kind`` 0 is any."""
+    wanted = {"key": key, "kind": kind, "task_id": task_id}
+    return int(sql.rows(connection, _COUNT_ONE if task_id else _COUNT, wanted)[0][0])
 
 
 # A worker whose ledger died with it cannot have said goodbye: count it as gone once it is silent.
@@ -55,4 +56,9 @@ UNION ALL SELECT 3, count(*) FROM task WHERE state = 3
 _COUNT = """
 SELECT count(*) FROM task
 WHERE key = %(key)s AND ended_at IS NULL AND %(kind)s IN (0, kind)
+"""
+
+_COUNT_ONE = """
+SELECT count(*) FROM task
+WHERE id = %(task_id)s AND ended_at IS NULL AND %(kind)s IN (0, kind)
 """

@@ -1114,8 +1114,11 @@ class SetBlobStatesRequest(_message.Message):
 
     BLOB_IDS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    ONLY_FROM_FIELD_NUMBER: _builtins.int
     state: _storage_pb2.Blob.State.ValueType
     """The state they reach."""
+    only_from: _storage_pb2.Blob.State.ValueType
+    """Only blobs that are in this state change, the others are left as they are; unset: all change or none."""
     @_builtins.property
     def blob_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Numbers of the blobs, up to 10000."""
@@ -1125,10 +1128,11 @@ class SetBlobStatesRequest(_message.Message):
         *,
         blob_ids: _abc.Iterable[_builtins.int] | None = ...,
         state: _storage_pb2.Blob.State.ValueType = ...,
+        only_from: _storage_pb2.Blob.State.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_ids", b"blob_ids", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_ids", b"blob_ids", "only_from", b"only_from", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1222,6 +1226,7 @@ class ListBlobsRequest(_message.Message):
     MIN_AGE_SECONDS_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     BLOB_IDS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     tier: _storage_pb2.Blob.Tier.ValueType
     """Tier; unset: any."""
     holding_id: _builtins.int
@@ -1230,6 +1235,8 @@ class ListBlobsRequest(_message.Message):
     """Only blobs named at least this many seconds ago."""
     after: _builtins.int
     """Only numbers above this one (the resume cursor)."""
+    limit: _builtins.int
+    """At most this many; 0: all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_storage_pb2.Blob.State.ValueType]:
         """States; empty: any."""
@@ -1247,10 +1254,11 @@ class ListBlobsRequest(_message.Message):
         min_age_seconds: _builtins.int = ...,
         after: _builtins.int = ...,
         blob_ids: _abc.Iterable[_builtins.int] | None = ...,
+        limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "blob_ids", b"blob_ids", "holding_id", b"holding_id", "min_age_seconds", b"min_age_seconds", "states", b"states", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "blob_ids", b"blob_ids", "holding_id", b"holding_id", "limit", b"limit", "min_age_seconds", b"min_age_seconds", "states", b"states", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1335,6 +1343,442 @@ class ReportFaultResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportFaultResponse: _TypeAlias = ReportFaultResponse  # noqa: Y015
+
+@_typing.final
+class ListFaultsRequest(_message.Message):
+    """Which faults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    BLOB_IDS_FIELD_NUMBER: _builtins.int
+    FILE_IDS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    tier: _storage_pb2.Blob.Tier.ValueType
+    """Only copies in this tier; unset: any."""
+    open: _builtins.bool
+    """Only faults that were not repaired."""
+    limit: _builtins.int
+    """At most this many; 0: all."""
+    cursor: _builtins.str
+    """Cursor of an earlier response, to go on behind it; empty: from the start."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only files of these groups; empty: any."""
+
+    @_builtins.property
+    def blob_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only these blobs, up to 10000; empty: any."""
+
+    @_builtins.property
+    def file_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only these files, up to 10000; empty: any."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        tier: _storage_pb2.Blob.Tier.ValueType = ...,
+        open: _builtins.bool = ...,
+        blob_ids: _abc.Iterable[_builtins.int] | None = ...,
+        file_ids: _abc.Iterable[_builtins.int] | None = ...,
+        limit: _builtins.int = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_ids", b"blob_ids", "cursor", b"cursor", "file_ids", b"file_ids", "groups", b"groups", "limit", b"limit", "open", b"open", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFaultsRequest: _TypeAlias = ListFaultsRequest  # noqa: Y015
+
+@_typing.final
+class ListFaultsResponse(_message.Message):
+    """A batch of faults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAULTS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Where to go on behind the last one of this batch."""
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fault]:
+        """Faults, up to 1000."""
+
+    def __init__(
+        self,
+        *,
+        faults: _abc.Iterable[Global___Fault] | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "faults", b"faults"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFaultsResponse: _TypeAlias = ListFaultsResponse  # noqa: Y015
+
+@_typing.final
+class Fault(_message.Message):
+    """A copy of a file that was found missing or damaged, and what became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOB_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    REPAIRED_AT_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    HOLDING_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    blob_id: _builtins.int
+    """Number of the blob that holds, or should hold, the copy."""
+    tier: _storage_pb2.Blob.Tier.ValueType
+    """Tier of the blob."""
+    state: _storage_pb2.Blob.State.ValueType
+    """State of the blob; LOST when no copy in it is read any more."""
+    key: _builtins.str
+    """Key of the blob below its tier's prefix."""
+    file_id: _builtins.int
+    """Number of the file."""
+    path: _builtins.str
+    """Its path in the name encoding of ADR 0001."""
+    offset: _builtins.int
+    """First byte of the copy in the blob."""
+    length: _builtins.int
+    """Bytes."""
+    digest: _builtins.bytes
+    """SHA-256 that the bytes should have (32 bytes); empty for directories and links."""
+    reason: _builtins.str
+    """What was seen, in words."""
+    repair: _builtins.str
+    """How it was repaired, in words; empty as long as the fault is open."""
+    lost: _builtins.bool
+    """True when the file has no readable copy at all."""
+    holding_id: _builtins.int
+    """Number of the holding."""
+    label: _builtins.str
+    """Label of the holding."""
+    user: _builtins.str
+    """Owning user of the holding."""
+    group: _builtins.str
+    """Owning group of the holding."""
+    @_builtins.property
+    def reported_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was reported."""
+
+    @_builtins.property
+    def repaired_at(self) -> _timestamp_pb2.Timestamp:
+        """When the file had a good copy in its place again; unset as long as the fault is open."""
+
+    def __init__(
+        self,
+        *,
+        blob_id: _builtins.int = ...,
+        tier: _storage_pb2.Blob.Tier.ValueType = ...,
+        state: _storage_pb2.Blob.State.ValueType = ...,
+        key: _builtins.str = ...,
+        file_id: _builtins.int = ...,
+        path: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+        reported_at: _timestamp_pb2.Timestamp | None = ...,
+        repaired_at: _timestamp_pb2.Timestamp | None = ...,
+        repair: _builtins.str = ...,
+        lost: _builtins.bool = ...,
+        holding_id: _builtins.int = ...,
+        label: _builtins.str = ...,
+        user: _builtins.str = ...,
+        group: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["repaired_at", b"repaired_at", "reported_at", b"reported_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "digest", b"digest", "file_id", b"file_id", "group", b"group", "holding_id", b"holding_id", "key", b"key", "label", b"label", "length", b"length", "lost", b"lost", "offset", b"offset", "path", b"path", "reason", b"reason", "repair", b"repair", "repaired_at", b"repaired_at", "reported_at", b"reported_at", "state", b"state", "tier", b"tier", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fault: _TypeAlias = Fault  # noqa: Y015
+
+@_typing.final
+class ReinstateCopiesRequest(_message.Message):
+    """Copies that turned out to be good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOB_ID_FIELD_NUMBER: _builtins.int
+    FILE_IDS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    blob_id: _builtins.int
+    """Number of the blob."""
+    state: _storage_pb2.Blob.State.ValueType
+    """What a LOST blob becomes: STORED in the cache; WRITTEN or SAFE on tape."""
+    @_builtins.property
+    def file_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Files of it whose bytes were read and match, up to 10000."""
+
+    def __init__(
+        self,
+        *,
+        blob_id: _builtins.int = ...,
+        file_ids: _abc.Iterable[_builtins.int] | None = ...,
+        state: _storage_pb2.Blob.State.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "file_ids", b"file_ids", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReinstateCopiesRequest: _TypeAlias = ReinstateCopiesRequest  # noqa: Y015
+
+@_typing.final
+class ReinstateCopiesResponse(_message.Message):
+    """What changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REINSTATED_FIELD_NUMBER: _builtins.int
+    reinstated: _builtins.int
+    """Copies that are read again."""
+    def __init__(
+        self,
+        *,
+        reinstated: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reinstated", b"reinstated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReinstateCopiesResponse: _TypeAlias = ReinstateCopiesResponse  # noqa: Y015
+
+@_typing.final
+class ClaimReplacedRequest(_message.Message):
+    """Which blobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    MIN_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    tier: _storage_pb2.Blob.Tier.ValueType
+    """Tier."""
+    limit: _builtins.int
+    """At most this many; 0: 1000."""
+    min_age_seconds: _builtins.int
+    """Only blobs named at least this many seconds ago."""
+    dry_run: _builtins.bool
+    """Change nothing, only tell."""
+    def __init__(
+        self,
+        *,
+        tier: _storage_pb2.Blob.Tier.ValueType = ...,
+        limit: _builtins.int = ...,
+        min_age_seconds: _builtins.int = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "limit", b"limit", "min_age_seconds", b"min_age_seconds", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimReplacedRequest: _TypeAlias = ClaimReplacedRequest  # noqa: Y015
+
+@_typing.final
+class ClaimReplacedResponse(_message.Message):
+    """What can be removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blobs(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.Blob]:
+        """Blobs in state REMOVING; LOST in a dry run."""
+
+    def __init__(
+        self,
+        *,
+        blobs: _abc.Iterable[_storage_pb2.Blob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimReplacedResponse: _TypeAlias = ClaimReplacedResponse  # noqa: Y015
+
+@_typing.final
+class ListStalePutsRequest(_message.Message):
+    """How old PUT transactions must be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    min_age_seconds: _builtins.int
+    """Only those that opened their holding at least this many seconds ago."""
+    def __init__(
+        self,
+        *,
+        min_age_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_age_seconds", b"min_age_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStalePutsRequest: _TypeAlias = ListStalePutsRequest  # noqa: Y015
+
+@_typing.final
+class ListStalePutsResponse(_message.Message):
+    """A batch of PUT transactions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Put(_message.Message):
+        """What one of them left."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+        HOLDING_ID_FIELD_NUMBER: _builtins.int
+        LABEL_FIELD_NUMBER: _builtins.int
+        USER_FIELD_NUMBER: _builtins.int
+        GROUP_FIELD_NUMBER: _builtins.int
+        FILES_FIELD_NUMBER: _builtins.int
+        BYTES_FIELD_NUMBER: _builtins.int
+        EMPTY_HOLDING_FIELD_NUMBER: _builtins.int
+        OPENED_AT_FIELD_NUMBER: _builtins.int
+        transaction_id: _builtins.str
+        """Id (UUID) of the transaction."""
+        holding_id: _builtins.int
+        """Number of its holding."""
+        label: _builtins.str
+        """Label of its holding."""
+        user: _builtins.str
+        """Owning user of the holding."""
+        group: _builtins.str
+        """Owning group of the holding."""
+        files: _builtins.int
+        """Files that it registered and did not store."""
+        bytes: _builtins.int
+        """Bytes of these files."""
+        empty_holding: _builtins.bool
+        """True when the holding has no stored file."""
+        @_builtins.property
+        def opened_at(self) -> _timestamp_pb2.Timestamp:
+            """When it opened the holding."""
+
+        def __init__(
+            self,
+            *,
+            transaction_id: _builtins.str = ...,
+            holding_id: _builtins.int = ...,
+            label: _builtins.str = ...,
+            user: _builtins.str = ...,
+            group: _builtins.str = ...,
+            files: _builtins.int = ...,
+            bytes: _builtins.int = ...,
+            empty_holding: _builtins.bool = ...,
+            opened_at: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["opened_at", b"opened_at"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "empty_holding", b"empty_holding", "files", b"files", "group", b"group", "holding_id", b"holding_id", "label", b"label", "opened_at", b"opened_at", "transaction_id", b"transaction_id", "user", b"user"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def puts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListStalePutsResponse.Put]:
+        """Transactions, oldest first, up to 1000."""
+
+    def __init__(
+        self,
+        *,
+        puts: _abc.Iterable[Global___ListStalePutsResponse.Put] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["puts", b"puts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStalePutsResponse: _TypeAlias = ListStalePutsResponse  # noqa: Y015
+
+@_typing.final
+class ForgetPutsRequest(_message.Message):
+    """Which PUT transactions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transaction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their ids (UUID), up to 1000."""
+
+    def __init__(
+        self,
+        *,
+        transaction_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transaction_ids", b"transaction_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPutsRequest: _TypeAlias = ForgetPutsRequest  # noqa: Y015
+
+@_typing.final
+class ForgetPutsResponse(_message.Message):
+    """What was removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    HOLDINGS_FIELD_NUMBER: _builtins.int
+    files: _builtins.int
+    """Registered files."""
+    holdings: _builtins.int
+    """Empty holdings."""
+    def __init__(
+        self,
+        *,
+        files: _builtins.int = ...,
+        holdings: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "holdings", b"holdings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPutsResponse: _TypeAlias = ForgetPutsResponse  # noqa: Y015
 
 @_typing.final
 class GetUsageRequest(_message.Message):

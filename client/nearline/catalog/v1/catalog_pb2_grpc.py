@@ -122,6 +122,31 @@ class CatalogServiceStub:
                 request_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReportFaultRequest.SerializeToString,
                 response_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReportFaultResponse.FromString,
                 _registered_method=True)
+        self.ListFaults = channel.unary_stream(
+                '/nearline.catalog.v1.CatalogService/ListFaults',
+                request_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListFaultsRequest.SerializeToString,
+                response_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListFaultsResponse.FromString,
+                _registered_method=True)
+        self.ReinstateCopies = channel.unary_unary(
+                '/nearline.catalog.v1.CatalogService/ReinstateCopies',
+                request_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReinstateCopiesRequest.SerializeToString,
+                response_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReinstateCopiesResponse.FromString,
+                _registered_method=True)
+        self.ClaimReplaced = channel.unary_unary(
+                '/nearline.catalog.v1.CatalogService/ClaimReplaced',
+                request_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ClaimReplacedRequest.SerializeToString,
+                response_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ClaimReplacedResponse.FromString,
+                _registered_method=True)
+        self.ListStalePuts = channel.unary_stream(
+                '/nearline.catalog.v1.CatalogService/ListStalePuts',
+                request_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListStalePutsRequest.SerializeToString,
+                response_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListStalePutsResponse.FromString,
+                _registered_method=True)
+        self.ForgetPuts = channel.unary_unary(
+                '/nearline.catalog.v1.CatalogService/ForgetPuts',
+                request_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ForgetPutsRequest.SerializeToString,
+                response_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ForgetPutsResponse.FromString,
+                _registered_method=True)
         self.GetUsage = channel.unary_stream(
                 '/nearline.catalog.v1.CatalogService/GetUsage',
                 request_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.GetUsageRequest.SerializeToString,
@@ -283,6 +308,44 @@ class CatalogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFaults(self, request, context):
+        """Streams faults (copies that were found missing or damaged) with what became of each, by ascending blob and file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReinstateCopies(self, request, context):
+        """Takes copies with a fault back into use, after they were read again and matched their digests. Files that have another
+        copy in the tier by now are left as they are. NOT_FOUND: no such blob. FAILED_PRECONDITION: its bytes are being removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClaimReplaced(self, request, context):
+        """Picks LOST blobs none of whose files needs them any more, as each has a good copy elsewhere, and makes them REMOVING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStalePuts(self, request, context):
+        """Streams PUT transactions that left something without bytes: registered files that were not stored, or an empty holding. The
+        catalog cannot know whether they still run; the ledger does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetPuts(self, request, context):
+        """Removes what ended PUT transactions registered and did not store, and holdings that are empty then. Only for transactions
+        that have ended. Unknown ones are ignored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetUsage(self, request, context):
         """Streams usage of groups against their quotas.
         """
@@ -405,6 +468,31 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.ReportFault,
                     request_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReportFaultRequest.FromString,
                     response_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReportFaultResponse.SerializeToString,
+            ),
+            'ListFaults': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListFaults,
+                    request_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListFaultsRequest.FromString,
+                    response_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListFaultsResponse.SerializeToString,
+            ),
+            'ReinstateCopies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReinstateCopies,
+                    request_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReinstateCopiesRequest.FromString,
+                    response_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReinstateCopiesResponse.SerializeToString,
+            ),
+            'ClaimReplaced': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimReplaced,
+                    request_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ClaimReplacedRequest.FromString,
+                    response_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ClaimReplacedResponse.SerializeToString,
+            ),
+            'ListStalePuts': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListStalePuts,
+                    request_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListStalePutsRequest.FromString,
+                    response_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListStalePutsResponse.SerializeToString,
+            ),
+            'ForgetPuts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetPuts,
+                    request_deserializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ForgetPutsRequest.FromString,
+                    response_serializer=nearline_dot_catalog_dot_v1_dot_catalog__pb2.ForgetPutsResponse.SerializeToString,
             ),
             'GetUsage': grpc.unary_stream_rpc_method_handler(
                     servicer.GetUsage,
@@ -894,6 +982,141 @@ class CatalogService:
             '/nearline.catalog.v1.CatalogService/ReportFault',
             nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReportFaultRequest.SerializeToString,
             nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReportFaultResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFaults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearline.catalog.v1.CatalogService/ListFaults',
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListFaultsRequest.SerializeToString,
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListFaultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReinstateCopies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearline.catalog.v1.CatalogService/ReinstateCopies',
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReinstateCopiesRequest.SerializeToString,
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ReinstateCopiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimReplaced(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearline.catalog.v1.CatalogService/ClaimReplaced',
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ClaimReplacedRequest.SerializeToString,
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ClaimReplacedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStalePuts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearline.catalog.v1.CatalogService/ListStalePuts',
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListStalePutsRequest.SerializeToString,
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ListStalePutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetPuts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nearline.catalog.v1.CatalogService/ForgetPuts',
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ForgetPutsRequest.SerializeToString,
+            nearline_dot_catalog_dot_v1_dot_catalog__pb2.ForgetPutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,22 @@ class CatalogServiceStub:
     """Streams blobs by tier and state, by ascending number."""
     ReportFault: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ReportFaultRequest, _catalog_pb2.ReportFaultResponse]
     """Records that a copy was found missing or damaged; it is not read any more."""
+    ListFaults: _grpc.UnaryStreamMultiCallable[_catalog_pb2.ListFaultsRequest, _catalog_pb2.ListFaultsResponse]
+    """Streams faults (copies that were found missing or damaged) with what became of each, by ascending blob and file."""
+    ReinstateCopies: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ReinstateCopiesRequest, _catalog_pb2.ReinstateCopiesResponse]
+    """Takes copies with a fault back into use, after they were read again and matched their digests. Files that have another
+    copy in the tier by now are left as they are. NOT_FOUND: no such blob. FAILED_PRECONDITION: its bytes are being removed.
+    """
+    ClaimReplaced: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ClaimReplacedRequest, _catalog_pb2.ClaimReplacedResponse]
+    """Picks LOST blobs none of whose files needs them any more, as each has a good copy elsewhere, and makes them REMOVING."""
+    ListStalePuts: _grpc.UnaryStreamMultiCallable[_catalog_pb2.ListStalePutsRequest, _catalog_pb2.ListStalePutsResponse]
+    """Streams PUT transactions that left something without bytes: registered files that were not stored, or an empty holding. The
+    catalog cannot know whether they still run; the ledger does.
+    """
+    ForgetPuts: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ForgetPutsRequest, _catalog_pb2.ForgetPutsResponse]
+    """Removes what ended PUT transactions registered and did not store, and holdings that are empty then. Only for transactions
+    that have ended. Unknown ones are ignored.
+    """
     GetUsage: _grpc.UnaryStreamMultiCallable[_catalog_pb2.GetUsageRequest, _catalog_pb2.GetUsageResponse]
     """Streams usage of groups against their quotas."""
     SetQuota: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.SetQuotaRequest, _catalog_pb2.SetQuotaResponse]
@@ -157,6 +173,22 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """Streams blobs by tier and state, by ascending number."""
     ReportFault: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ReportFaultRequest, _catalog_pb2.ReportFaultResponse]  # type: ignore[assignment]
     """Records that a copy was found missing or damaged; it is not read any more."""
+    ListFaults: _aio.UnaryStreamMultiCallable[_catalog_pb2.ListFaultsRequest, _catalog_pb2.ListFaultsResponse]  # type: ignore[assignment]
+    """Streams faults (copies that were found missing or damaged) with what became of each, by ascending blob and file."""
+    ReinstateCopies: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ReinstateCopiesRequest, _catalog_pb2.ReinstateCopiesResponse]  # type: ignore[assignment]
+    """Takes copies with a fault back into use, after they were read again and matched their digests. Files that have another
+    copy in the tier by now are left as they are. NOT_FOUND: no such blob. FAILED_PRECONDITION: its bytes are being removed.
+    """
+    ClaimReplaced: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ClaimReplacedRequest, _catalog_pb2.ClaimReplacedResponse]  # type: ignore[assignment]
+    """Picks LOST blobs none of whose files needs them any more, as each has a good copy elsewhere, and makes them REMOVING."""
+    ListStalePuts: _aio.UnaryStreamMultiCallable[_catalog_pb2.ListStalePutsRequest, _catalog_pb2.ListStalePutsResponse]  # type: ignore[assignment]
+    """Streams PUT transactions that left something without bytes: registered files that were not stored, or an empty holding. The
+    catalog cannot know whether they still run; the ledger does.
+    """
+    ForgetPuts: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ForgetPutsRequest, _catalog_pb2.ForgetPutsResponse]  # type: ignore[assignment]
+    """Removes what ended PUT transactions registered and did not store, and holdings that are empty then. Only for transactions
+    that have ended. Unknown ones are ignored.
+    """
     GetUsage: _aio.UnaryStreamMultiCallable[_catalog_pb2.GetUsageRequest, _catalog_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Streams usage of groups against their quotas."""
     SetQuota: _aio.UnaryUnaryMultiCallable[_catalog_pb2.SetQuotaRequest, _catalog_pb2.SetQuotaResponse]  # type: ignore[assignment]
@@ -326,6 +358,52 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ReportFaultResponse, _abc.Awaitable[_catalog_pb2.ReportFaultResponse]]:
         """Records that a copy was found missing or damaged; it is not read any more."""
+
+    @_abc_1.abstractmethod
+    def ListFaults(
+        self,
+        request: _catalog_pb2.ListFaultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_catalog_pb2.ListFaultsResponse], _abc.AsyncIterator[_catalog_pb2.ListFaultsResponse]]:
+        """Streams faults (copies that were found missing or damaged) with what became of each, by ascending blob and file."""
+
+    @_abc_1.abstractmethod
+    def ReinstateCopies(
+        self,
+        request: _catalog_pb2.ReinstateCopiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.ReinstateCopiesResponse, _abc.Awaitable[_catalog_pb2.ReinstateCopiesResponse]]:
+        """Takes copies with a fault back into use, after they were read again and matched their digests. Files that have another
+        copy in the tier by now are left as they are. NOT_FOUND: no such blob. FAILED_PRECONDITION: its bytes are being removed.
+        """
+
+    @_abc_1.abstractmethod
+    def ClaimReplaced(
+        self,
+        request: _catalog_pb2.ClaimReplacedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.ClaimReplacedResponse, _abc.Awaitable[_catalog_pb2.ClaimReplacedResponse]]:
+        """Picks LOST blobs none of whose files needs them any more, as each has a good copy elsewhere, and makes them REMOVING."""
+
+    @_abc_1.abstractmethod
+    def ListStalePuts(
+        self,
+        request: _catalog_pb2.ListStalePutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_catalog_pb2.ListStalePutsResponse], _abc.AsyncIterator[_catalog_pb2.ListStalePutsResponse]]:
+        """Streams PUT transactions that left something without bytes: registered files that were not stored, or an empty holding. The
+        catalog cannot know whether they still run; the ledger does.
+        """
+
+    @_abc_1.abstractmethod
+    def ForgetPuts(
+        self,
+        request: _catalog_pb2.ForgetPutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_pb2.ForgetPutsResponse, _abc.Awaitable[_catalog_pb2.ForgetPutsResponse]]:
+        """Removes what ended PUT transactions registered and did not store, and holdings that are empty then. Only for transactions
+        that have ended. Unknown ones are ignored.
+        """
 
     @_abc_1.abstractmethod
     def GetUsage(

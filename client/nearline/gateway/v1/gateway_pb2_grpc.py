@@ -134,6 +134,11 @@ class GatewayServiceStub:
                 request_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.SetQuotaRequest.SerializeToString,
                 response_deserializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.SetQuotaResponse.FromString,
                 _registered_method=True)
+        self.ListFaults = channel.unary_stream(
+                '/nearline.gateway.v1.GatewayService/ListFaults',
+                request_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListFaultsRequest.SerializeToString,
+                response_deserializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListFaultsResponse.FromString,
+                _registered_method=True)
         self.GetSystem = channel.unary_unary(
                 '/nearline.gateway.v1.GatewayService/GetSystem',
                 request_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.GetSystemRequest.SerializeToString,
@@ -298,6 +303,13 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFaults(self, request, context):
+        """Streams faults: copies of the group's files that were found missing or damaged, and what became of each; for its MANAGER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSystem(self, request, context):
         """Health of the services and their workers.
         """
@@ -418,6 +430,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.SetQuota,
                     request_deserializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.SetQuotaRequest.FromString,
                     response_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.SetQuotaResponse.SerializeToString,
+            ),
+            'ListFaults': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListFaults,
+                    request_deserializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListFaultsRequest.FromString,
+                    response_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListFaultsResponse.SerializeToString,
             ),
             'GetSystem': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSystem,
@@ -936,6 +953,33 @@ class GatewayService:
             '/nearline.gateway.v1.GatewayService/SetQuota',
             nearline_dot_gateway_dot_v1_dot_gateway__pb2.SetQuotaRequest.SerializeToString,
             nearline_dot_gateway_dot_v1_dot_gateway__pb2.SetQuotaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFaults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearline.gateway.v1.GatewayService/ListFaults',
+            nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListFaultsRequest.SerializeToString,
+            nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListFaultsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -85,6 +85,8 @@ class GatewayServiceStub:
     """Streams usage and quota of the caller's groups."""
     SetQuota: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SetQuotaRequest, _gateway_pb2.SetQuotaResponse]
     """Sets the quota of a group; for its MANAGER."""
+    ListFaults: _grpc.UnaryStreamMultiCallable[_gateway_pb2.ListFaultsRequest, _gateway_pb2.ListFaultsResponse]
+    """Streams faults: copies of the group's files that were found missing or damaged, and what became of each; for its MANAGER."""
     GetSystem: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetSystemRequest, _gateway_pb2.GetSystemResponse]
     """Health of the services and their workers."""
     GetIdentity: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetIdentityRequest, _gateway_pb2.GetIdentityResponse]
@@ -151,6 +153,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """Streams usage and quota of the caller's groups."""
     SetQuota: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SetQuotaRequest, _gateway_pb2.SetQuotaResponse]  # type: ignore[assignment]
     """Sets the quota of a group; for its MANAGER."""
+    ListFaults: _aio.UnaryStreamMultiCallable[_gateway_pb2.ListFaultsRequest, _gateway_pb2.ListFaultsResponse]  # type: ignore[assignment]
+    """Streams faults: copies of the group's files that were found missing or damaged, and what became of each; for its MANAGER."""
     GetSystem: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetSystemRequest, _gateway_pb2.GetSystemResponse]  # type: ignore[assignment]
     """Health of the services and their workers."""
     GetIdentity: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetIdentityRequest, _gateway_pb2.GetIdentityResponse]  # type: ignore[assignment]
@@ -322,6 +326,14 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.SetQuotaResponse, _abc.Awaitable[_gateway_pb2.SetQuotaResponse]]:
         """Sets the quota of a group; for its MANAGER."""
+
+    @_abc_1.abstractmethod
+    def ListFaults(
+        self,
+        request: _gateway_pb2.ListFaultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_gateway_pb2.ListFaultsResponse], _abc.AsyncIterator[_gateway_pb2.ListFaultsResponse]]:
+        """Streams faults: copies of the group's files that were found missing or damaged, and what became of each; for its MANAGER."""
 
     @_abc_1.abstractmethod
     def GetSystem(

@@ -1595,19 +1595,23 @@ class CountTasksRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Their key."""
     kind: _task_pb2.Task.Kind.ValueType
     """Only this kind; unset: any."""
+    task_id: _builtins.int
+    """Only the task of this number, whatever its key; 0: by key."""
     def __init__(
         self,
         *,
         key: _builtins.str = ...,
         kind: _task_pb2.Task.Kind.ValueType = ...,
+        task_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "kind", b"kind", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -156,3 +157,269 @@ class GetTapeFilesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetTapeFilesResponse: _TypeAlias = GetTapeFilesResponse  # noqa: Y015
+
+@_typing.final
+class ReconcileRequest(_message.Message):
+    """How to look for what has no owner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: _builtins.int
+    INCLUDE_UNKNOWN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Change nothing, only tell."""
+    grace_seconds: _builtins.int
+    """Leave everything younger than this alone; 0: as configured."""
+    include_unknown: _builtins.bool
+    """Also remove objects and tape files of which the catalog has no record, though their names look like its own. Right after a
+    catalog was restored from an older backup these may be the only copies of files: look at a dry run first.
+    """
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+        grace_seconds: _builtins.int = ...,
+        include_unknown: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "grace_seconds", b"grace_seconds", "include_unknown", b"include_unknown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileRequest: _TypeAlias = ReconcileRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileResponse(_message.Message):
+    """A batch of findings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORPHANS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def orphans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Orphan]:
+        """Findings, up to 500."""
+
+    def __init__(
+        self,
+        *,
+        orphans: _abc.Iterable[Global___Orphan] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["orphans", b"orphans"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileResponse: _TypeAlias = ReconcileResponse  # noqa: Y015
+
+@_typing.final
+class Orphan(_message.Message):
+    """Something without an owner."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Orphan._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Orphan._Kind.ValueType  # 0
+        """Not set."""
+        CACHE_OBJECT: Orphan._Kind.ValueType  # 1
+        """An object in the cache.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+        CACHE_UPLOAD: Orphan._Kind.ValueType  # 2
+        """An unfinished multipart upload in the cache.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+        TAPE_FILE: Orphan._Kind.ValueType  # 3
+        """A file on tape.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+        TAPE_UNFINISHED: Orphan._Kind.ValueType  # 4
+        """A file that a writer left unfinished at the tape endpoint.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+        BLOB: Orphan._Kind.ValueType  # 5
+        """A blob of the catalog that nobody will complete, or whose removal was not finished.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+        REPLACED_BLOB: Orphan._Kind.ValueType  # 6
+        """A lost blob whose files all have good copies elsewhere.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+        PUT: Orphan._Kind.ValueType  # 7
+        """What a PUT that has ended registered and did not store, or its empty holding.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What it is."""
+
+    KIND_UNSPECIFIED: Orphan.Kind.ValueType  # 0
+    """Not set."""
+    CACHE_OBJECT: Orphan.Kind.ValueType  # 1
+    """An object in the cache.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    CACHE_UPLOAD: Orphan.Kind.ValueType  # 2
+    """An unfinished multipart upload in the cache.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    TAPE_FILE: Orphan.Kind.ValueType  # 3
+    """A file on tape.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    TAPE_UNFINISHED: Orphan.Kind.ValueType  # 4
+    """A file that a writer left unfinished at the tape endpoint.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    BLOB: Orphan.Kind.ValueType  # 5
+    """A blob of the catalog that nobody will complete, or whose removal was not finished.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    REPLACED_BLOB: Orphan.Kind.ValueType  # 6
+    """A lost blob whose files all have good copies elsewhere.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    PUT: Orphan.Kind.ValueType  # 7
+    """What a PUT that has ended registered and did not store, or its empty holding.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+
+    class _Action:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Orphan._Action.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ACTION_UNSPECIFIED: Orphan._Action.ValueType  # 0
+        """Not set."""
+        REPORTED: Orphan._Action.ValueType  # 1
+        """Left as it is.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+        REMOVED: Orphan._Action.ValueType  # 2
+        """Removed.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+
+    class Action(_Action, metaclass=_ActionEnumTypeWrapper):
+        """What became of it."""
+
+    ACTION_UNSPECIFIED: Orphan.Action.ValueType  # 0
+    """Not set."""
+    REPORTED: Orphan.Action.ValueType  # 1
+    """Left as it is.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    REMOVED: Orphan.Action.ValueType  # 2
+    """Removed.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    kind: Global___Orphan.Kind.ValueType
+    """What it is."""
+    name: _builtins.str
+    """Key of an object, tape file or blob; id (UUID) of a PUT."""
+    bytes: _builtins.int
+    """Bytes; 0 where they are not known."""
+    age_seconds: _builtins.int
+    """How old it is."""
+    why: _builtins.str
+    """Why it counts as without an owner, in words."""
+    action: Global___Orphan.Action.ValueType
+    """What became of it."""
+    def __init__(
+        self,
+        *,
+        kind: Global___Orphan.Kind.ValueType = ...,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        age_seconds: _builtins.int = ...,
+        why: _builtins.str = ...,
+        action: Global___Orphan.Action.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "age_seconds", b"age_seconds", "bytes", b"bytes", "kind", b"kind", "name", b"name", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Orphan: _TypeAlias = Orphan  # noqa: Y015
+
+@_typing.final
+class VerifyFaultsRequest(_message.Message):
+    """Which faults to look at again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOB_IDS_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    stage: _builtins.bool
+    """Have the endpoint bring back tape files that are offline; ask again when they are online."""
+    @_builtins.property
+    def blob_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only these blobs, up to 10000; empty: all with an open fault."""
+
+    def __init__(
+        self,
+        *,
+        blob_ids: _abc.Iterable[_builtins.int] | None = ...,
+        stage: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_ids", b"blob_ids", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyFaultsRequest: _TypeAlias = VerifyFaultsRequest  # noqa: Y015
+
+@_typing.final
+class VerifyFaultsResponse(_message.Message):
+    """What was found, one message a blob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOB_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    REINSTATED_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    blob_id: _builtins.int
+    """Number of the blob."""
+    key: _builtins.str
+    """Its key."""
+    faults: _builtins.int
+    """Copies with an open fault."""
+    reinstated: _builtins.int
+    """Copies that are good and in use again."""
+    trouble: _builtins.str
+    """What is still wrong, in words; empty when nothing is."""
+    def __init__(
+        self,
+        *,
+        blob_id: _builtins.int = ...,
+        key: _builtins.str = ...,
+        faults: _builtins.int = ...,
+        reinstated: _builtins.int = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "faults", b"faults", "key", b"key", "reinstated", b"reinstated", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyFaultsResponse: _TypeAlias = VerifyFaultsResponse  # noqa: Y015

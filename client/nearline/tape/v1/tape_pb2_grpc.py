@@ -46,6 +46,16 @@ class TapeServiceStub:
                 request_serializer=nearline_dot_tape_dot_v1_dot_tape__pb2.GetTapeFilesRequest.SerializeToString,
                 response_deserializer=nearline_dot_tape_dot_v1_dot_tape__pb2.GetTapeFilesResponse.FromString,
                 _registered_method=True)
+        self.Reconcile = channel.unary_stream(
+                '/nearline.tape.v1.TapeService/Reconcile',
+                request_serializer=nearline_dot_tape_dot_v1_dot_tape__pb2.ReconcileRequest.SerializeToString,
+                response_deserializer=nearline_dot_tape_dot_v1_dot_tape__pb2.ReconcileResponse.FromString,
+                _registered_method=True)
+        self.VerifyFaults = channel.unary_stream(
+                '/nearline.tape.v1.TapeService/VerifyFaults',
+                request_serializer=nearline_dot_tape_dot_v1_dot_tape__pb2.VerifyFaultsRequest.SerializeToString,
+                response_deserializer=nearline_dot_tape_dot_v1_dot_tape__pb2.VerifyFaultsResponse.FromString,
+                _registered_method=True)
 
 
 class TapeServiceServicer:
@@ -67,6 +77,22 @@ class TapeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reconcile(self, request, context):
+        """Finds what has no owner: objects and unfinished uploads in the cache, files on tape, rows of the catalog. Removes it, or in a dry
+        run only tells. For operators; the same runs by a schedule. UNAVAILABLE: the cache, the endpoint or a service does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyFaults(self, request, context):
+        """Reads copies with an open fault again, and takes those whose digests match back into use. For operators; the same runs by a
+        schedule. UNAVAILABLE: the catalog does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TapeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +105,16 @@ def add_TapeServiceServicer_to_server(servicer, server):
                     servicer.GetTapeFiles,
                     request_deserializer=nearline_dot_tape_dot_v1_dot_tape__pb2.GetTapeFilesRequest.FromString,
                     response_serializer=nearline_dot_tape_dot_v1_dot_tape__pb2.GetTapeFilesResponse.SerializeToString,
+            ),
+            'Reconcile': grpc.unary_stream_rpc_method_handler(
+                    servicer.Reconcile,
+                    request_deserializer=nearline_dot_tape_dot_v1_dot_tape__pb2.ReconcileRequest.FromString,
+                    response_serializer=nearline_dot_tape_dot_v1_dot_tape__pb2.ReconcileResponse.SerializeToString,
+            ),
+            'VerifyFaults': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyFaults,
+                    request_deserializer=nearline_dot_tape_dot_v1_dot_tape__pb2.VerifyFaultsRequest.FromString,
+                    response_serializer=nearline_dot_tape_dot_v1_dot_tape__pb2.VerifyFaultsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +173,60 @@ class TapeService:
             '/nearline.tape.v1.TapeService/GetTapeFiles',
             nearline_dot_tape_dot_v1_dot_tape__pb2.GetTapeFilesRequest.SerializeToString,
             nearline_dot_tape_dot_v1_dot_tape__pb2.GetTapeFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearline.tape.v1.TapeService/Reconcile',
+            nearline_dot_tape_dot_v1_dot_tape__pb2.ReconcileRequest.SerializeToString,
+            nearline_dot_tape_dot_v1_dot_tape__pb2.ReconcileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyFaults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearline.tape.v1.TapeService/VerifyFaults',
+            nearline_dot_tape_dot_v1_dot_tape__pb2.VerifyFaultsRequest.SerializeToString,
+            nearline_dot_tape_dot_v1_dot_tape__pb2.VerifyFaultsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,14 @@ class TapeServiceStub:
     """What this replica can reach."""
     GetTapeFiles: _grpc.UnaryUnaryMultiCallable[_tape_pb2.GetTapeFilesRequest, _tape_pb2.GetTapeFilesResponse]
     """What the endpoint says about tape blobs. UNAVAILABLE: the endpoint does not answer, with RetryInfo."""
+    Reconcile: _grpc.UnaryStreamMultiCallable[_tape_pb2.ReconcileRequest, _tape_pb2.ReconcileResponse]
+    """Finds what has no owner: objects and unfinished uploads in the cache, files on tape, rows of the catalog. Removes it, or in a dry
+    run only tells. For operators; the same runs by a schedule. UNAVAILABLE: the cache, the endpoint or a service does not answer.
+    """
+    VerifyFaults: _grpc.UnaryStreamMultiCallable[_tape_pb2.VerifyFaultsRequest, _tape_pb2.VerifyFaultsResponse]
+    """Reads copies with an open fault again, and takes those whose digests match back into use. For operators; the same runs by a
+    schedule. UNAVAILABLE: the catalog does not answer.
+    """
 
 @_typing.type_check_only
 class TapeServiceAsyncStub(TapeServiceStub):
@@ -51,6 +59,14 @@ class TapeServiceAsyncStub(TapeServiceStub):
     """What this replica can reach."""
     GetTapeFiles: _aio.UnaryUnaryMultiCallable[_tape_pb2.GetTapeFilesRequest, _tape_pb2.GetTapeFilesResponse]  # type: ignore[assignment]
     """What the endpoint says about tape blobs. UNAVAILABLE: the endpoint does not answer, with RetryInfo."""
+    Reconcile: _aio.UnaryStreamMultiCallable[_tape_pb2.ReconcileRequest, _tape_pb2.ReconcileResponse]  # type: ignore[assignment]
+    """Finds what has no owner: objects and unfinished uploads in the cache, files on tape, rows of the catalog. Removes it, or in a dry
+    run only tells. For operators; the same runs by a schedule. UNAVAILABLE: the cache, the endpoint or a service does not answer.
+    """
+    VerifyFaults: _aio.UnaryStreamMultiCallable[_tape_pb2.VerifyFaultsRequest, _tape_pb2.VerifyFaultsResponse]  # type: ignore[assignment]
+    """Reads copies with an open fault again, and takes those whose digests match back into use. For operators; the same runs by a
+    schedule. UNAVAILABLE: the catalog does not answer.
+    """
 
 class TapeServiceServicer(metaclass=_abc_1.ABCMeta):
     """What tape offers besides its work for the ledger, for members of the mesh only. Any RPC can return UNAUTHENTICATED or
@@ -72,5 +88,25 @@ class TapeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tape_pb2.GetTapeFilesResponse, _abc.Awaitable[_tape_pb2.GetTapeFilesResponse]]:
         """What the endpoint says about tape blobs. UNAVAILABLE: the endpoint does not answer, with RetryInfo."""
+
+    @_abc_1.abstractmethod
+    def Reconcile(
+        self,
+        request: _tape_pb2.ReconcileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tape_pb2.ReconcileResponse], _abc.AsyncIterator[_tape_pb2.ReconcileResponse]]:
+        """Finds what has no owner: objects and unfinished uploads in the cache, files on tape, rows of the catalog. Removes it, or in a dry
+        run only tells. For operators; the same runs by a schedule. UNAVAILABLE: the cache, the endpoint or a service does not answer.
+        """
+
+    @_abc_1.abstractmethod
+    def VerifyFaults(
+        self,
+        request: _tape_pb2.VerifyFaultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_tape_pb2.VerifyFaultsResponse], _abc.AsyncIterator[_tape_pb2.VerifyFaultsResponse]]:
+        """Reads copies with an open fault again, and takes those whose digests match back into use. For operators; the same runs by a
+        schedule. UNAVAILABLE: the catalog does not answer.
+        """
 
 def add_TapeServiceServicer_to_server(servicer: TapeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -250,6 +250,8 @@ class Blob(_message.Message):
     ADLER32_FIELD_NUMBER: _builtins.int
     HOLDING_ID_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    WRITER_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Number of the blob, unique in the store, from 1."""
     tier: Global___Blob.Tier.ValueType
@@ -268,6 +270,12 @@ class Blob(_message.Message):
     """Number of the holding whose files it holds."""
     files: _builtins.int
     """Files that it holds."""
+    writer: _builtins.str
+    """Who writes or wrote it, in words; only where blobs are listed."""
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was named; only where blobs are listed."""
+
     def __init__(
         self,
         *,
@@ -280,10 +288,12 @@ class Blob(_message.Message):
         adler32: _builtins.int = ...,
         holding_id: _builtins.int = ...,
         files: _builtins.int = ...,
+        writer: _builtins.str = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adler32", b"adler32", "files", b"files", "format", b"format", "holding_id", b"holding_id", "id", b"id", "key", b"key", "size", b"size", "state", b"state", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adler32", b"adler32", "created_at", b"created_at", "files", b"files", "format", b"format", "holding_id", b"holding_id", "id", b"id", "key", b"key", "size", b"size", "state", b"state", "tier", b"tier", "writer", b"writer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -415,7 +425,7 @@ class Location(_message.Message):
     tier: Global___Blob.Tier.ValueType
     """Tier of the copy."""
     state: Global___Blob.State.ValueType
-    """STORED in the cache; WRITTEN or SAFE on tape."""
+    """STORED in the cache; WRITTEN or SAFE on tape; LOST for the bad copies of a file that has no good one."""
     def __init__(
         self,
         *,

@@ -80,6 +80,14 @@ class Task(_message.Message):
         """transfer: set metadata of restored directories after everything below them was written.
         buf:lint:ignore ENUM_VALUE_PREFIX
         """
+        RECONCILE: Task._Kind.ValueType  # 12
+        """tape: find what has no owner in the cache, on tape and in the catalog, and remove it.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
+        VERIFY: Task._Kind.ValueType  # 13
+        """tape: read copies with a fault again, and take good ones back into use.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kinds of work, and the service whose workers do it."""
@@ -128,6 +136,14 @@ class Task(_message.Message):
     """
     FINISH_DIRECTORIES: Task.Kind.ValueType  # 11
     """transfer: set metadata of restored directories after everything below them was written.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    RECONCILE: Task.Kind.ValueType  # 12
+    """tape: find what has no owner in the cache, on tape and in the catalog, and remove it.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    VERIFY: Task.Kind.ValueType  # 13
+    """tape: read copies with a fault again, and take good ones back into use.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
 
@@ -385,10 +401,13 @@ class TapeBlobTask(_message.Message):
     BLOB_ID_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    SILENT_POLLS_FIELD_NUMBER: _builtins.int
     blob_id: _builtins.int
     """Number of the tape blob."""
     key: _builtins.str
     """Key of the tape blob."""
+    silent_polls: _builtins.int
+    """Polls in a row that found no such file at the endpoint (CONFIRM only)."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.Blob]:
         """Cache blobs that the aggregate is made of, in this order: number, format, key and size (ARCHIVE only)."""
@@ -399,10 +418,11 @@ class TapeBlobTask(_message.Message):
         blob_id: _builtins.int = ...,
         key: _builtins.str = ...,
         sources: _abc.Iterable[_storage_pb2.Blob] | None = ...,
+        silent_polls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "key", b"key", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "key", b"key", "silent_polls", b"silent_polls", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
