@@ -531,8 +531,11 @@ class ResolveFilesRequest(_message.Message):
 
         HOLDINGS_FIELD_NUMBER: _builtins.int
         REGEX_FIELD_NUMBER: _builtins.int
+        EXACT_FIELD_NUMBER: _builtins.int
         regex: _builtins.bool
         """The paths are regular expressions (PostgreSQL syntax) searched in the whole path."""
+        exact: _builtins.bool
+        """Each path means itself only, nothing below it; not with `regex`."""
         @_builtins.property
         def holdings(self) -> _storage_pb2.HoldingSelector:
             """Holdings to look in."""
@@ -542,10 +545,11 @@ class ResolveFilesRequest(_message.Message):
             *,
             holdings: _storage_pb2.HoldingSelector | None = ...,
             regex: _builtins.bool = ...,
+            exact: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["holdings", b"holdings"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["holdings", b"holdings", "regex", b"regex"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "holdings", b"holdings", "regex", b"regex"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

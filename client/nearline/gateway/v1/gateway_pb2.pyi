@@ -1242,7 +1242,7 @@ Global___RetryTransactionRequest: _TypeAlias = RetryTransactionRequest  # noqa: 
 
 @_typing.final
 class RetryTransactionResponse(_message.Message):
-    """The transaction."""
+    """The transaction that runs again what failed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1571,6 +1571,7 @@ class GetSystemResponse(_message.Message):
     TASKS_LEASED_FIELD_NUMBER: _builtins.int
     TASKS_DELAYED_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    TASKS_PARKED_FIELD_NUMBER: _builtins.int
     health: Global___GetSystemResponse.Health.ValueType
     """Overall: HEALTHY when every service is."""
     tasks_ready: _builtins.int
@@ -1579,6 +1580,8 @@ class GetSystemResponse(_message.Message):
     """Tasks held by workers."""
     tasks_delayed: _builtins.int
     """Tasks that wait for their time."""
+    tasks_parked: _builtins.int
+    """Tasks that were given up within the last week."""
     @_builtins.property
     def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetSystemResponse.Service]:
         """In the order of the map."""
@@ -1596,14 +1599,65 @@ class GetSystemResponse(_message.Message):
         tasks_leased: _builtins.int = ...,
         tasks_delayed: _builtins.int = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        tasks_parked: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "health", b"health", "services", b"services", "tasks_delayed", b"tasks_delayed", "tasks_leased", b"tasks_leased", "tasks_ready", b"tasks_ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "health", b"health", "services", b"services", "tasks_delayed", b"tasks_delayed", "tasks_leased", b"tasks_leased", "tasks_parked", b"tasks_parked", "tasks_ready", b"tasks_ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSystemResponse: _TypeAlias = GetSystemResponse  # noqa: Y015
+
+@_typing.final
+class ListParkedTasksRequest(_message.Message):
+    """Which tasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """Only of this group; empty: all of which the caller is MANAGER."""
+    before: _builtins.int
+    """Only numbers below this one (the resume cursor); 0: from the newest."""
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        before: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedTasksRequest: _TypeAlias = ListParkedTasksRequest  # noqa: Y015
+
+@_typing.final
+class ListParkedTasksResponse(_message.Message):
+    """A batch of parked tasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_monitor_pb2.ParkedTask]:
+        """Tasks by descending number, up to 1000."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[_monitor_pb2.ParkedTask] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedTasksResponse: _TypeAlias = ListParkedTasksResponse  # noqa: Y015
 
 @_typing.final
 class GetIdentityRequest(_message.Message):

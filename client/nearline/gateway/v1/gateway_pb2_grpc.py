@@ -144,6 +144,11 @@ class GatewayServiceStub:
                 request_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.GetSystemRequest.SerializeToString,
                 response_deserializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.GetSystemResponse.FromString,
                 _registered_method=True)
+        self.ListParkedTasks = channel.unary_stream(
+                '/nearline.gateway.v1.GatewayService/ListParkedTasks',
+                request_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListParkedTasksRequest.SerializeToString,
+                response_deserializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListParkedTasksResponse.FromString,
+                _registered_method=True)
         self.GetIdentity = channel.unary_unary(
                 '/nearline.gateway.v1.GatewayService/GetIdentity',
                 request_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.GetIdentityRequest.SerializeToString,
@@ -268,14 +273,18 @@ class GatewayServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelTransaction(self, request, context):
-        """Stops a transaction of the caller, or of the group for DEPUTY and MANAGER. A finished one is left as it is. NOT_FOUND.
+        """Stops a transaction of the caller, or of the group for DEPUTY and MANAGER. A finished one is left as it is; one whose paths still
+        arrive is not accepted any more. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryTransaction(self, request, context):
-        """Runs again what failed. Not built yet: UNIMPLEMENTED.
+        """Runs again what failed in a PUT, GET or STAGE of the caller, as a new transaction that names the old one in `retry_of`. Each
+        transaction is retried once: a repeat answers with the same retry, and what failed there is run again by retrying that one.
+        NOT_FOUND. PERMISSION_DENIED: another user's, or it looked into groups that the caller has left. FAILED_PRECONDITION: it still runs,
+        nothing failed that can be run again, or it ended too long ago. RESOURCE_EXHAUSTED: over quota, or too much is running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -312,6 +321,13 @@ class GatewayServiceServicer:
 
     def GetSystem(self, request, context):
         """Health of the services and their workers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListParkedTasks(self, request, context):
+        """Streams tasks that were given up, of the groups of which the caller is MANAGER; newest first. PERMISSION_DENIED: of none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -440,6 +456,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.GetSystem,
                     request_deserializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.GetSystemRequest.FromString,
                     response_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.GetSystemResponse.SerializeToString,
+            ),
+            'ListParkedTasks': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListParkedTasks,
+                    request_deserializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListParkedTasksRequest.FromString,
+                    response_serializer=nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListParkedTasksResponse.SerializeToString,
             ),
             'GetIdentity': grpc.unary_unary_rpc_method_handler(
                     servicer.GetIdentity,
@@ -1007,6 +1028,33 @@ class GatewayService:
             '/nearline.gateway.v1.GatewayService/GetSystem',
             nearline_dot_gateway_dot_v1_dot_gateway__pb2.GetSystemRequest.SerializeToString,
             nearline_dot_gateway_dot_v1_dot_gateway__pb2.GetSystemResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListParkedTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearline.gateway.v1.GatewayService/ListParkedTasks',
+            nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListParkedTasksRequest.SerializeToString,
+            nearline_dot_gateway_dot_v1_dot_gateway__pb2.ListParkedTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,9 +74,15 @@ class GatewayServiceStub:
     WatchTransaction: _grpc.UnaryStreamMultiCallable[_gateway_pb2.WatchTransactionRequest, _gateway_pb2.WatchTransactionResponse]
     """Streams a transaction at once, at every change and at its end. NOT_FOUND: none of this id is visible."""
     CancelTransaction: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CancelTransactionRequest, _gateway_pb2.CancelTransactionResponse]
-    """Stops a transaction of the caller, or of the group for DEPUTY and MANAGER. A finished one is left as it is. NOT_FOUND."""
+    """Stops a transaction of the caller, or of the group for DEPUTY and MANAGER. A finished one is left as it is; one whose paths still
+    arrive is not accepted any more. NOT_FOUND.
+    """
     RetryTransaction: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.RetryTransactionRequest, _gateway_pb2.RetryTransactionResponse]
-    """Runs again what failed. Not built yet: UNIMPLEMENTED."""
+    """Runs again what failed in a PUT, GET or STAGE of the caller, as a new transaction that names the old one in `retry_of`. Each
+    transaction is retried once: a repeat answers with the same retry, and what failed there is run again by retrying that one.
+    NOT_FOUND. PERMISSION_DENIED: another user's, or it looked into groups that the caller has left. FAILED_PRECONDITION: it still runs,
+    nothing failed that can be run again, or it ended too long ago. RESOURCE_EXHAUSTED: over quota, or too much is running.
+    """
     EvictHolding: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.EvictHoldingRequest, _gateway_pb2.EvictHoldingResponse]
     """Drops cache copies of a holding that are safe on tape; for MANAGER of its group. Answers with the transaction that does it.
     NOT_FOUND: no such holding.
@@ -89,6 +95,8 @@ class GatewayServiceStub:
     """Streams faults: copies of the group's files that were found missing or damaged, and what became of each; for its MANAGER."""
     GetSystem: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetSystemRequest, _gateway_pb2.GetSystemResponse]
     """Health of the services and their workers."""
+    ListParkedTasks: _grpc.UnaryStreamMultiCallable[_gateway_pb2.ListParkedTasksRequest, _gateway_pb2.ListParkedTasksResponse]
+    """Streams tasks that were given up, of the groups of which the caller is MANAGER; newest first. PERMISSION_DENIED: of none."""
     GetIdentity: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetIdentityRequest, _gateway_pb2.GetIdentityResponse]
     """What the token says about the caller."""
     UploadFile: _grpc.StreamUnaryMultiCallable[_gateway_pb2.UploadFileRequest, _gateway_pb2.UploadFileResponse]
@@ -142,9 +150,15 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     WatchTransaction: _aio.UnaryStreamMultiCallable[_gateway_pb2.WatchTransactionRequest, _gateway_pb2.WatchTransactionResponse]  # type: ignore[assignment]
     """Streams a transaction at once, at every change and at its end. NOT_FOUND: none of this id is visible."""
     CancelTransaction: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CancelTransactionRequest, _gateway_pb2.CancelTransactionResponse]  # type: ignore[assignment]
-    """Stops a transaction of the caller, or of the group for DEPUTY and MANAGER. A finished one is left as it is. NOT_FOUND."""
+    """Stops a transaction of the caller, or of the group for DEPUTY and MANAGER. A finished one is left as it is; one whose paths still
+    arrive is not accepted any more. NOT_FOUND.
+    """
     RetryTransaction: _aio.UnaryUnaryMultiCallable[_gateway_pb2.RetryTransactionRequest, _gateway_pb2.RetryTransactionResponse]  # type: ignore[assignment]
-    """Runs again what failed. Not built yet: UNIMPLEMENTED."""
+    """Runs again what failed in a PUT, GET or STAGE of the caller, as a new transaction that names the old one in `retry_of`. Each
+    transaction is retried once: a repeat answers with the same retry, and what failed there is run again by retrying that one.
+    NOT_FOUND. PERMISSION_DENIED: another user's, or it looked into groups that the caller has left. FAILED_PRECONDITION: it still runs,
+    nothing failed that can be run again, or it ended too long ago. RESOURCE_EXHAUSTED: over quota, or too much is running.
+    """
     EvictHolding: _aio.UnaryUnaryMultiCallable[_gateway_pb2.EvictHoldingRequest, _gateway_pb2.EvictHoldingResponse]  # type: ignore[assignment]
     """Drops cache copies of a holding that are safe on tape; for MANAGER of its group. Answers with the transaction that does it.
     NOT_FOUND: no such holding.
@@ -157,6 +171,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     """Streams faults: copies of the group's files that were found missing or damaged, and what became of each; for its MANAGER."""
     GetSystem: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetSystemRequest, _gateway_pb2.GetSystemResponse]  # type: ignore[assignment]
     """Health of the services and their workers."""
+    ListParkedTasks: _aio.UnaryStreamMultiCallable[_gateway_pb2.ListParkedTasksRequest, _gateway_pb2.ListParkedTasksResponse]  # type: ignore[assignment]
+    """Streams tasks that were given up, of the groups of which the caller is MANAGER; newest first. PERMISSION_DENIED: of none."""
     GetIdentity: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetIdentityRequest, _gateway_pb2.GetIdentityResponse]  # type: ignore[assignment]
     """What the token says about the caller."""
     UploadFile: _aio.StreamUnaryMultiCallable[_gateway_pb2.UploadFileRequest, _gateway_pb2.UploadFileResponse]  # type: ignore[assignment]
@@ -291,7 +307,9 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.CancelTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.CancelTransactionResponse, _abc.Awaitable[_gateway_pb2.CancelTransactionResponse]]:
-        """Stops a transaction of the caller, or of the group for DEPUTY and MANAGER. A finished one is left as it is. NOT_FOUND."""
+        """Stops a transaction of the caller, or of the group for DEPUTY and MANAGER. A finished one is left as it is; one whose paths still
+        arrive is not accepted any more. NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def RetryTransaction(
@@ -299,7 +317,11 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.RetryTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.RetryTransactionResponse, _abc.Awaitable[_gateway_pb2.RetryTransactionResponse]]:
-        """Runs again what failed. Not built yet: UNIMPLEMENTED."""
+        """Runs again what failed in a PUT, GET or STAGE of the caller, as a new transaction that names the old one in `retry_of`. Each
+        transaction is retried once: a repeat answers with the same retry, and what failed there is run again by retrying that one.
+        NOT_FOUND. PERMISSION_DENIED: another user's, or it looked into groups that the caller has left. FAILED_PRECONDITION: it still runs,
+        nothing failed that can be run again, or it ended too long ago. RESOURCE_EXHAUSTED: over quota, or too much is running.
+        """
 
     @_abc_1.abstractmethod
     def EvictHolding(
@@ -342,6 +364,14 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GetSystemResponse, _abc.Awaitable[_gateway_pb2.GetSystemResponse]]:
         """Health of the services and their workers."""
+
+    @_abc_1.abstractmethod
+    def ListParkedTasks(
+        self,
+        request: _gateway_pb2.ListParkedTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_gateway_pb2.ListParkedTasksResponse], _abc.AsyncIterator[_gateway_pb2.ListParkedTasksResponse]]:
+        """Streams tasks that were given up, of the groups of which the caller is MANAGER; newest first. PERMISSION_DENIED: of none."""
 
     @_abc_1.abstractmethod
     def GetIdentity(

@@ -38,6 +38,8 @@ class TransactionSpec(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id (UUID), made by the client."""
     action: _transaction_pb2.Transaction.Action.ValueType
@@ -52,6 +54,10 @@ class TransactionSpec(_message.Message):
     """Label of the holding."""
     options: _builtins.bytes
     """Options for the workers (PutOptions, GetOptions, …), serialized."""
+    retry_of: _builtins.str
+    """Id (UUID) of the transaction whose failed files this one runs again; empty: none."""
+    origin: _builtins.str
+    """Id (UUID) of the first transaction of a chain of retries, under which a PUT registers its files; empty: this one."""
     @_builtins.property
     def identity(self) -> _identity_pb2.Identity:
         """Who asks; workers act as this user. Only the name is set for the system's own."""
@@ -72,10 +78,12 @@ class TransactionSpec(_message.Message):
         label: _builtins.str = ...,
         options: _builtins.bytes = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        retry_of: _builtins.str = ...,
+        origin: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "group", b"group", "holding_id", b"holding_id", "id", b"id", "identity", b"identity", "job_label", b"job_label", "label", b"label", "options", b"options", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "group", b"group", "holding_id", b"holding_id", "id", b"id", "identity", b"identity", "job_label", b"job_label", "label", b"label", "options", b"options", "origin", b"origin", "retry_of", b"retry_of", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -671,21 +679,37 @@ class RetryTransactionRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     VISIBILITY_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    ASKED_KIND_FIELD_NUMBER: _builtins.int
+    MET_TASK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id (UUID)."""
+    asked_kind: _task_pb2.Task.Kind.ValueType
+    """Kind of the task that is made for each chunk of paths that failed as they were asked for, before a file was met."""
     @_builtins.property
     def visibility(self) -> Global___Visibility:
         """What the caller may change."""
+
+    @_builtins.property
+    def identity(self) -> _identity_pb2.Identity:
+        """Who asks: the user of the transaction. Workers act with these groups and ids."""
+
+    @_builtins.property
+    def met_task(self) -> Global___NewTask:
+        """The task that is made for each chunk of paths of files that were met and failed later."""
 
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         visibility: Global___Visibility | None = ...,
+        identity: _identity_pb2.Identity | None = ...,
+        asked_kind: _task_pb2.Task.Kind.ValueType = ...,
+        met_task: Global___NewTask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["visibility", b"visibility"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "met_task", b"met_task", "visibility", b"visibility"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "visibility", b"visibility"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_kind", b"asked_kind", "id", b"id", "identity", b"identity", "met_task", b"met_task", "visibility", b"visibility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -693,7 +717,7 @@ Global___RetryTransactionRequest: _TypeAlias = RetryTransactionRequest  # noqa: 
 
 @_typing.final
 class RetryTransactionResponse(_message.Message):
-    """The transaction."""
+    """The transaction that runs again what failed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -779,6 +803,7 @@ class NewTask(_message.Message):
     UNIQUE_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     kind: _task_pb2.Task.Kind.ValueType
     """Kind of work."""
     payload: _builtins.bytes
@@ -791,6 +816,8 @@ class NewTask(_message.Message):
     """Leave it out when a task of the same key and kind has not ended."""
     last: _builtins.bool
     """Only after every other task of the transaction has ended."""
+    files: _builtins.int
+    """Files met before that it is to serve; so many count as failed when it is given up. 0: what the Fail says."""
     @_builtins.property
     def delay(self) -> _duration_pb2.Duration:
         """Not before this long from now."""
@@ -810,10 +837,11 @@ class NewTask(_message.Message):
         unique: _builtins.bool = ...,
         last: _builtins.bool = ...,
         transaction: Global___TransactionSpec | None = ...,
+        files: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delay", b"delay", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "delay", b"delay", "key", b"key", "kind", b"kind", "last", b"last", "payload", b"payload", "transaction", b"transaction", "unique", b"unique"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost", b"cost", "delay", b"delay", "files", b"files", "key", b"key", "kind", b"kind", "last", b"last", "payload", b"payload", "transaction", b"transaction", "unique", b"unique"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -875,6 +903,8 @@ class WorkRequest(_message.Message):
         VERSION_FIELD_NUMBER: _builtins.int
         HELD_FIELD_NUMBER: _builtins.int
         SCHEDULES_FIELD_NUMBER: _builtins.int
+        RESERVED_FIELD_NUMBER: _builtins.int
+        SMALL_ONLY_FIELD_NUMBER: _builtins.int
         worker_id: _builtins.str
         """Unique per process."""
         service: _builtins.str
@@ -885,6 +915,10 @@ class WorkRequest(_message.Message):
         """Host that it runs on."""
         version: _builtins.str
         """Version of its code."""
+        reserved: _builtins.int
+        """So many of its slots are left free by each single user, for others; less than `slots`."""
+        small_only: _builtins.bool
+        """It takes only small tasks: of a cost of at most one second."""
         @_builtins.property
         def kinds(self) -> _containers.RepeatedScalarFieldContainer[_task_pb2.Task.Kind.ValueType]:
             """Kinds of work that it does."""
@@ -908,10 +942,12 @@ class WorkRequest(_message.Message):
             version: _builtins.str = ...,
             held: _abc.Iterable[Global___Lease] | None = ...,
             schedules: _abc.Iterable[Global___Schedule] | None = ...,
+            reserved: _builtins.int = ...,
+            small_only: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "host", b"host", "kinds", b"kinds", "schedules", b"schedules", "service", b"service", "slots", b"slots", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "host", b"host", "kinds", b"kinds", "reserved", b"reserved", "schedules", b"schedules", "service", b"service", "slots", b"slots", "small_only", b"small_only", "version", b"version", "worker_id", b"worker_id"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -943,21 +979,27 @@ class WorkRequest(_message.Message):
 
         TROUBLE_FIELD_NUMBER: _builtins.int
         PROGRESS_FIELD_NUMBER: _builtins.int
+        PAUSED_FIELD_NUMBER: _builtins.int
         trouble: _builtins.str
         """Empty when the worker is well, else what is wrong with what it depends on, in words."""
         @_builtins.property
         def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkRequest.Progress]:
             """What every running task has done so far; for display, not counted."""
 
+        @_builtins.property
+        def paused(self) -> _containers.RepeatedScalarFieldContainer[_task_pb2.Task.Kind.ValueType]:
+            """Kinds of work that it does not take until another heartbeat leaves them out, as what they need is down."""
+
         def __init__(
             self,
             *,
             trouble: _builtins.str = ...,
             progress: _abc.Iterable[Global___WorkRequest.Progress] | None = ...,
+            paused: _abc.Iterable[_task_pb2.Task.Kind.ValueType] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "trouble", b"trouble"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused", "progress", b"progress", "trouble", b"trouble"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1173,7 +1215,7 @@ class WorkRequest(_message.Message):
 
     @_typing.final
     class HandBack(_message.Message):
-        """The task is handed back untouched, because the worker drains; not a failed attempt."""
+        """The task is handed back untouched, because the worker drains or what it needs is down; not a failed attempt."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -1561,12 +1603,15 @@ class ListWorkersResponse(_message.Message):
     READY_FIELD_NUMBER: _builtins.int
     LEASED_FIELD_NUMBER: _builtins.int
     DELAYED_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
     ready: _builtins.int
     """Tasks that may run now."""
     leased: _builtins.int
     """Tasks held by workers."""
     delayed: _builtins.int
     """Tasks that wait for their time."""
+    parked: _builtins.int
+    """Tasks that were given up or killed too many workers within the last week."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
         """By service and id."""
@@ -1578,14 +1623,109 @@ class ListWorkersResponse(_message.Message):
         ready: _builtins.int = ...,
         leased: _builtins.int = ...,
         delayed: _builtins.int = ...,
+        parked: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delayed", b"delayed", "leased", b"leased", "ready", b"ready", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delayed", b"delayed", "leased", b"leased", "parked", b"parked", "ready", b"ready", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+
+@_typing.final
+class ListParkedTasksRequest(_message.Message):
+    """Which tasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VISIBILITY_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    before: _builtins.int
+    """Only numbers below this one (the resume cursor); 0: from the newest."""
+    @_builtins.property
+    def visibility(self) -> Global___Visibility:
+        """What the caller may see; scheduled work, which belongs to nobody, only without groups."""
+
+    def __init__(
+        self,
+        *,
+        visibility: Global___Visibility | None = ...,
+        before: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["visibility", b"visibility"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "visibility", b"visibility"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedTasksRequest: _TypeAlias = ListParkedTasksRequest  # noqa: Y015
+
+@_typing.final
+class ParkedTask(_message.Message):
+    """A task that no worker gets any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    """User it was for; empty for the system's own."""
+    group: _builtins.str
+    """Group it was for; empty for scheduled work."""
+    code: _builtins.str
+    """Reason for programs; WORKER_LOST when it killed too many workers."""
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """The task; its note is the reason, for people."""
+
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was given up."""
+
+    def __init__(
+        self,
+        *,
+        task: _task_pb2.Task | None = ...,
+        user: _builtins.str = ...,
+        group: _builtins.str = ...,
+        code: _builtins.str = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "ended_at", b"ended_at", "group", b"group", "task", b"task", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedTask: _TypeAlias = ParkedTask  # noqa: Y015
+
+@_typing.final
+class ListParkedTasksResponse(_message.Message):
+    """A batch of parked tasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedTask]:
+        """Tasks by descending number, up to 1000."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[Global___ParkedTask] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedTasksResponse: _TypeAlias = ListParkedTasksResponse  # noqa: Y015
 
 @_typing.final
 class CountTasksRequest(_message.Message):

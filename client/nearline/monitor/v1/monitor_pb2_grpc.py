@@ -92,6 +92,11 @@ class MonitorServiceStub:
                 request_serializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListWorkersRequest.SerializeToString,
                 response_deserializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListWorkersResponse.FromString,
                 _registered_method=True)
+        self.ListParkedTasks = channel.unary_stream(
+                '/nearline.monitor.v1.MonitorService/ListParkedTasks',
+                request_serializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListParkedTasksRequest.SerializeToString,
+                response_deserializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListParkedTasksResponse.FromString,
+                _registered_method=True)
         self.CountTasks = channel.unary_unary(
                 '/nearline.monitor.v1.MonitorService/CountTasks',
                 request_serializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.CountTasksRequest.SerializeToString,
@@ -115,7 +120,7 @@ class MonitorServiceServicer:
         durable, then the commit, which accepts the transaction as a whole and is answered by it. A stream that broke is taken up again by
         sending the header: the first answer says which path to go on with. A repeat of an accepted request answers with the transaction.
         ALREADY_EXISTS: the id was used for another request. PERMISSION_DENIED: the id is another user's. FAILED_PRECONDITION: paths are missing.
-        RESOURCE_EXHAUSTED: too many running transactions, with RetryInfo.
+        RESOURCE_EXHAUSTED: the user or the group has too much running or waiting, with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,14 +162,18 @@ class MonitorServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelTransaction(self, request, context):
-        """Stops a transaction: what has not begun never begins, workers are told to stop. A finished one is left as it is. NOT_FOUND.
+        """Stops a transaction: what has not begun never begins, workers are told to stop. A finished one is left as it is. One whose paths
+        still arrive ends at once, and will not be accepted. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryTransaction(self, request, context):
-        """Runs again what failed. Not built yet: UNIMPLEMENTED.
+        """Runs again what failed, as a new transaction that names this one in `retry_of`. There is one retry of each transaction: a repeat
+        answers with it, however far it is. NOT_FOUND. PERMISSION_DENIED: another user's, or one that looked into groups that the
+        caller has left. FAILED_PRECONDITION: it still runs, nothing failed that can be run again, or it ended too long ago.
+        RESOURCE_EXHAUSTED: too much is running, with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,6 +196,13 @@ class MonitorServiceServicer:
 
     def ListWorkers(self, request, context):
         """The workers that are connected or were seen within the last day.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListParkedTasks(self, request, context):
+        """Streams tasks that were given up or killed too many workers, newest first; they are kept for a week.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,6 +279,11 @@ def add_MonitorServiceServicer_to_server(servicer, server):
                     servicer.ListWorkers,
                     request_deserializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListWorkersRequest.FromString,
                     response_serializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'ListParkedTasks': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListParkedTasks,
+                    request_deserializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListParkedTasksRequest.FromString,
+                    response_serializer=nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListParkedTasksResponse.SerializeToString,
             ),
             'CountTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.CountTasks,
@@ -575,6 +596,33 @@ class MonitorService:
             '/nearline.monitor.v1.MonitorService/ListWorkers',
             nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListWorkersRequest.SerializeToString,
             nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListParkedTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nearline.monitor.v1.MonitorService/ListParkedTasks',
+            nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListParkedTasksRequest.SerializeToString,
+            nearline_dot_monitor_dot_v1_dot_monitor__pb2.ListParkedTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,7 +41,7 @@ class MonitorServiceStub:
     durable, then the commit, which accepts the transaction as a whole and is answered by it. A stream that broke is taken up again by
     sending the header: the first answer says which path to go on with. A repeat of an accepted request answers with the transaction.
     ALREADY_EXISTS: the id was used for another request. PERMISSION_DENIED: the id is another user's. FAILED_PRECONDITION: paths are missing.
-    RESOURCE_EXHAUSTED: too many running transactions, with RetryInfo.
+    RESOURCE_EXHAUSTED: the user or the group has too much running or waiting, with RetryInfo.
     """
     GetTransaction: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.GetTransactionRequest, _monitor_pb2.GetTransactionResponse]
     """One transaction. NOT_FOUND: none of this id is visible."""
@@ -54,9 +54,15 @@ class MonitorServiceStub:
     Watch: _grpc.UnaryStreamMultiCallable[_monitor_pb2.WatchRequest, _monitor_pb2.WatchResponse]
     """Streams a transaction at once, at every change (at most twice a second) and at its end. NOT_FOUND: none of this id is visible."""
     CancelTransaction: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.CancelTransactionRequest, _monitor_pb2.CancelTransactionResponse]
-    """Stops a transaction: what has not begun never begins, workers are told to stop. A finished one is left as it is. NOT_FOUND."""
+    """Stops a transaction: what has not begun never begins, workers are told to stop. A finished one is left as it is. One whose paths
+    still arrive ends at once, and will not be accepted. NOT_FOUND.
+    """
     RetryTransaction: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.RetryTransactionRequest, _monitor_pb2.RetryTransactionResponse]
-    """Runs again what failed. Not built yet: UNIMPLEMENTED."""
+    """Runs again what failed, as a new transaction that names this one in `retry_of`. There is one retry of each transaction: a repeat
+    answers with it, however far it is. NOT_FOUND. PERMISSION_DENIED: another user's, or one that looked into groups that the
+    caller has left. FAILED_PRECONDITION: it still runs, nothing failed that can be run again, or it ended too long ago.
+    RESOURCE_EXHAUSTED: too much is running, with RetryInfo.
+    """
     ReadPaths: _grpc.UnaryStreamMultiCallable[_monitor_pb2.ReadPathsRequest, _monitor_pb2.ReadPathsResponse]
     """Streams one chunk of a transaction's paths. NOT_FOUND: no such chunk."""
     Work: _grpc.StreamStreamMultiCallable[_monitor_pb2.WorkRequest, _monitor_pb2.WorkResponse]
@@ -65,6 +71,8 @@ class MonitorServiceStub:
     """
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ListWorkersRequest, _monitor_pb2.ListWorkersResponse]
     """The workers that are connected or were seen within the last day."""
+    ListParkedTasks: _grpc.UnaryStreamMultiCallable[_monitor_pb2.ListParkedTasksRequest, _monitor_pb2.ListParkedTasksResponse]
+    """Streams tasks that were given up or killed too many workers, newest first; they are kept for a week."""
     CountTasks: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.CountTasksRequest, _monitor_pb2.CountTasksResponse]
     """How many tasks of a key have not ended: whether somebody still needs what the key names."""
     RunSchedule: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.RunScheduleRequest, _monitor_pb2.RunScheduleResponse]
@@ -83,7 +91,7 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     durable, then the commit, which accepts the transaction as a whole and is answered by it. A stream that broke is taken up again by
     sending the header: the first answer says which path to go on with. A repeat of an accepted request answers with the transaction.
     ALREADY_EXISTS: the id was used for another request. PERMISSION_DENIED: the id is another user's. FAILED_PRECONDITION: paths are missing.
-    RESOURCE_EXHAUSTED: too many running transactions, with RetryInfo.
+    RESOURCE_EXHAUSTED: the user or the group has too much running or waiting, with RetryInfo.
     """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_monitor_pb2.GetTransactionRequest, _monitor_pb2.GetTransactionResponse]  # type: ignore[assignment]
     """One transaction. NOT_FOUND: none of this id is visible."""
@@ -96,9 +104,15 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     Watch: _aio.UnaryStreamMultiCallable[_monitor_pb2.WatchRequest, _monitor_pb2.WatchResponse]  # type: ignore[assignment]
     """Streams a transaction at once, at every change (at most twice a second) and at its end. NOT_FOUND: none of this id is visible."""
     CancelTransaction: _aio.UnaryUnaryMultiCallable[_monitor_pb2.CancelTransactionRequest, _monitor_pb2.CancelTransactionResponse]  # type: ignore[assignment]
-    """Stops a transaction: what has not begun never begins, workers are told to stop. A finished one is left as it is. NOT_FOUND."""
+    """Stops a transaction: what has not begun never begins, workers are told to stop. A finished one is left as it is. One whose paths
+    still arrive ends at once, and will not be accepted. NOT_FOUND.
+    """
     RetryTransaction: _aio.UnaryUnaryMultiCallable[_monitor_pb2.RetryTransactionRequest, _monitor_pb2.RetryTransactionResponse]  # type: ignore[assignment]
-    """Runs again what failed. Not built yet: UNIMPLEMENTED."""
+    """Runs again what failed, as a new transaction that names this one in `retry_of`. There is one retry of each transaction: a repeat
+    answers with it, however far it is. NOT_FOUND. PERMISSION_DENIED: another user's, or one that looked into groups that the
+    caller has left. FAILED_PRECONDITION: it still runs, nothing failed that can be run again, or it ended too long ago.
+    RESOURCE_EXHAUSTED: too much is running, with RetryInfo.
+    """
     ReadPaths: _aio.UnaryStreamMultiCallable[_monitor_pb2.ReadPathsRequest, _monitor_pb2.ReadPathsResponse]  # type: ignore[assignment]
     """Streams one chunk of a transaction's paths. NOT_FOUND: no such chunk."""
     Work: _aio.StreamStreamMultiCallable[_monitor_pb2.WorkRequest, _monitor_pb2.WorkResponse]  # type: ignore[assignment]
@@ -107,6 +121,8 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ListWorkersRequest, _monitor_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """The workers that are connected or were seen within the last day."""
+    ListParkedTasks: _aio.UnaryStreamMultiCallable[_monitor_pb2.ListParkedTasksRequest, _monitor_pb2.ListParkedTasksResponse]  # type: ignore[assignment]
+    """Streams tasks that were given up or killed too many workers, newest first; they are kept for a week."""
     CountTasks: _aio.UnaryUnaryMultiCallable[_monitor_pb2.CountTasksRequest, _monitor_pb2.CountTasksResponse]  # type: ignore[assignment]
     """How many tasks of a key have not ended: whether somebody still needs what the key names."""
     RunSchedule: _aio.UnaryUnaryMultiCallable[_monitor_pb2.RunScheduleRequest, _monitor_pb2.RunScheduleResponse]  # type: ignore[assignment]
@@ -128,7 +144,7 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         durable, then the commit, which accepts the transaction as a whole and is answered by it. A stream that broke is taken up again by
         sending the header: the first answer says which path to go on with. A repeat of an accepted request answers with the transaction.
         ALREADY_EXISTS: the id was used for another request. PERMISSION_DENIED: the id is another user's. FAILED_PRECONDITION: paths are missing.
-        RESOURCE_EXHAUSTED: too many running transactions, with RetryInfo.
+        RESOURCE_EXHAUSTED: the user or the group has too much running or waiting, with RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -177,7 +193,9 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _monitor_pb2.CancelTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_monitor_pb2.CancelTransactionResponse, _abc.Awaitable[_monitor_pb2.CancelTransactionResponse]]:
-        """Stops a transaction: what has not begun never begins, workers are told to stop. A finished one is left as it is. NOT_FOUND."""
+        """Stops a transaction: what has not begun never begins, workers are told to stop. A finished one is left as it is. One whose paths
+        still arrive ends at once, and will not be accepted. NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def RetryTransaction(
@@ -185,7 +203,11 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _monitor_pb2.RetryTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_monitor_pb2.RetryTransactionResponse, _abc.Awaitable[_monitor_pb2.RetryTransactionResponse]]:
-        """Runs again what failed. Not built yet: UNIMPLEMENTED."""
+        """Runs again what failed, as a new transaction that names this one in `retry_of`. There is one retry of each transaction: a repeat
+        answers with it, however far it is. NOT_FOUND. PERMISSION_DENIED: another user's, or one that looked into groups that the
+        caller has left. FAILED_PRECONDITION: it still runs, nothing failed that can be run again, or it ended too long ago.
+        RESOURCE_EXHAUSTED: too much is running, with RetryInfo.
+        """
 
     @_abc_1.abstractmethod
     def ReadPaths(
@@ -212,6 +234,14 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitor_pb2.ListWorkersResponse, _abc.Awaitable[_monitor_pb2.ListWorkersResponse]]:
         """The workers that are connected or were seen within the last day."""
+
+    @_abc_1.abstractmethod
+    def ListParkedTasks(
+        self,
+        request: _monitor_pb2.ListParkedTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_monitor_pb2.ListParkedTasksResponse], _abc.AsyncIterator[_monitor_pb2.ListParkedTasksResponse]]:
+        """Streams tasks that were given up or killed too many workers, newest first; they are kept for a week."""
 
     @_abc_1.abstractmethod
     def CountTasks(

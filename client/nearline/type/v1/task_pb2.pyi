@@ -355,8 +355,11 @@ class FilesTask(_message.Message):
 
     FILES_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
     bytes: _builtins.int
     """Bytes of these files, for progress and fairness."""
+    exact: _builtins.bool
+    """RESOLVE of a chunk of paths only: each path is that of one stored file or directory and means nothing below it."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.IdRange]:
         """Files to serve."""
@@ -366,10 +369,11 @@ class FilesTask(_message.Message):
         *,
         files: _abc.Iterable[_storage_pb2.IdRange] | None = ...,
         bytes: _builtins.int = ...,
+        exact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "files", b"files"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "exact", b"exact", "files", b"files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

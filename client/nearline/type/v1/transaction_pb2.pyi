@@ -265,6 +265,7 @@ class Transaction(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID, made by the client."""
     user: _builtins.str
@@ -292,7 +293,9 @@ class Transaction(_message.Message):
     bytes_done: _builtins.int
     """Bytes served."""
     waiting_for: _builtins.str
-    """What it waits for at the moment, in words; empty when it runs."""
+    """What it waits for at the moment, in words: the cause, since when, and when it is tried again; empty when it runs."""
+    retry_of: _builtins.str
+    """Id of the transaction whose failed files this one runs again; empty: none."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -335,10 +338,11 @@ class Transaction(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         failures: _abc.Iterable[Global___Failure] | None = ...,
         waiting_for: _builtins.str = ...,
+        retry_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "created_at", b"created_at", "failures", b"failures", "files_done", b"files_done", "files_failed", b"files_failed", "files_total", b"files_total", "finished_at", b"finished_at", "group", b"group", "holding_id", b"holding_id", "id", b"id", "job_label", b"job_label", "label", b"label", "state", b"state", "updated_at", b"updated_at", "user", b"user", "waiting_for", b"waiting_for", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "created_at", b"created_at", "failures", b"failures", "files_done", b"files_done", "files_failed", b"files_failed", "files_total", b"files_total", "finished_at", b"finished_at", "group", b"group", "holding_id", b"holding_id", "id", b"id", "job_label", b"job_label", "label", b"label", "retry_of", b"retry_of", "state", b"state", "updated_at", b"updated_at", "user", b"user", "waiting_for", b"waiting_for", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
