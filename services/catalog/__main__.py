@@ -1,4 +1,4 @@
-"""``python -m services.catalog [serve|migrate] --config FILE``."""
+"""``python -m services.catalog [serve|migrate|restored] --config FILE``."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from nearline.catalog.v1 import catalog_pb2_grpc
 from services.catalog.config import CatalogConfig
 from services.catalog.maintenance import Maintenance
 from services.catalog.servicer import CatalogServicer
+from services.kit import migrate as schema
 from services.kit.db import Database
 from services.kit.entry import main
-from services.kit.migrate import upgrade
 from services.kit.server import Server
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -31,8 +31,13 @@ async def serve(config: CatalogConfig) -> None:
 
 def migrate(config: CatalogConfig) -> None:
     """Bring the database to the newest schema."""
-    upgrade(config.database, MIGRATIONS)
+    schema.upgrade(config.database, MIGRATIONS)
+
+
+def restored(config: CatalogConfig) -> None:
+    """Make a database that was restored from a backup safe to serve."""
+    schema.skip_numbers(config.database)
 
 
 if __name__ == "__main__":
-    main("catalog", CatalogConfig, serve, {"migrate": migrate})
+    main("catalog", CatalogConfig, serve, {"migrate": migrate, "restored": restored})

@@ -143,6 +143,10 @@ class DatabaseConfig(Section, frozen=True):
     pool_size: Count = 8
     """Connections, and threads that use them."""
     statement_timeout_seconds: Seconds = 30.0
+    synchronous_commit: Literal["on", "remote_write", "remote_apply"] = "on"
+    """What an acknowledged change has survived, whatever the server's own default: "on" is the disk
+    of the server and of its synchronous standbys. Weaker settings would lose acknowledged files.
+    """
 
 
 class LogConfig(Section, frozen=True):

@@ -219,7 +219,8 @@ def make_engine(config: DatabaseConfig, **options: Any) -> Engine:
 
 
 def _connect_args(config: DatabaseConfig) -> dict[str, Any]:
-    limits = {
+    settings = {
+        "synchronous_commit": config.synchronous_commit,
         "statement_timeout": round(config.statement_timeout_seconds * 1000),
         "idle_in_transaction_session_timeout": _IDLE_TRANSACTION_SECONDS * 1000,
     }
@@ -227,7 +228,7 @@ def _connect_args(config: DatabaseConfig) -> dict[str, Any]:
         "connect_timeout": _CONNECT_SECONDS,
         "client_encoding": "utf8",
         "application_name": f"nearline-{config.name}",
-        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
         # A host that vanished is noticed within half a minute.
         "keepalives_idle": 10,
         "keepalives_interval": 5,

@@ -27,6 +27,13 @@ log = structlog.get_logger(__name__)
 # Any number will do, as long as every replica asks for the same one; locks are per database.
 _LOCK = 0x6E65_6172_6C69_6E65
 _CONNECTION = "connection"
+# More than any store gives out between two backups, and a nine-billionth of what a bigint holds.
+_SKIPPED = 10**9
+_SEQUENCES = """
+SELECT format('%I.%I', schemaname, sequencename) FROM pg_sequences
+WHERE schemaname = current_schema() AND data_type = 'bigint'::regtype
+"""
+_SKIP = "SELECT setval(CAST(:name AS regclass), nextval(CAST(:name AS regclass)) + :numbers)"
 
 
 def upgrade(config: DatabaseConfig, script_location: Path | str, revision: str = "head") -> None:
@@ -44,6 +51,20 @@ def check(config: DatabaseConfig, script_location: Path | str) -> None:
     """Raise alembic.util.CommandError unless the migrated database is as the tables declare."""
     with _alembic(config, script_location) as settings:
         command.check(settings)
+
+
+def skip_numbers(config: DatabaseConfig) -> None:
+    """After a restore: never give out a number again that was given out after the backup.
+
+    Objects, tape files and workers' tasks of the lost time bear such numbers; a second use would
+    mix them up with new ones. Raises Unavailable when the database cannot be reached.
+    """
+    database = Database(config)
+    try:
+        skipped = database.write_sync(_skip_numbers)
+    finally:
+        database.close()
+    log.info("numbers_skipped", database=config.name, sequences=skipped)
 
 
 def run_env(metadata: MetaData) -> None:
@@ -75,6 +96,13 @@ def _alembic(config: DatabaseConfig, script_location: Path | str) -> Iterator[Co
             yield settings
     finally:
         database.close()
+
+
+def _skip_numbers(connection: Connection) -> int:
+    names = connection.scalars(text(_SEQUENCES)).all()
+    for name in names:
+        connection.execute(text(_SKIP), {"name": name, "numbers": _SKIPPED})
+    return len(names)
 
 
 def _lock(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""``python -m services.monitor [serve|migrate] --config FILE``."""
+"""``python -m services.monitor [serve|migrate|restored] --config FILE``."""
 
 from pathlib import Path
 
@@ -34,5 +34,10 @@ def upgrade(config: Config) -> None:
     migrate.upgrade(config.database, MIGRATIONS)
 
 
+def restored(config: Config) -> None:
+    """Make a database that was restored from a backup safe to serve."""
+    migrate.skip_numbers(config.database)
+
+
 if __name__ == "__main__":
-    entry.main("monitor", Config, serve, {"migrate": upgrade})
+    entry.main("monitor", Config, serve, {"migrate": upgrade, "restored": restored})

@@ -56,6 +56,11 @@ def test_a_write_is_committed_and_a_failed_one_leaves_nothing(numbers: Database)
     assert asyncio.run(test()) == 70
 
 
+def test_an_acknowledgement_is_on_disk_whatever_the_server_prefers(database: Database) -> None:
+    # The server of the tests is started with synchronous_commit = off.
+    assert database.read_sync(execute, "show synchronous_commit") == [("on",)]
+
+
 def test_errors_of_statements_are_left_alone(numbers: Database) -> None:
     with pytest.raises(exc.IntegrityError):
         numbers.write_sync(execute, "insert into number values (1, 1)")

@@ -98,6 +98,20 @@ def test_a_failing_revision_leaves_the_last_whole_one(
         assert connection.execute(text("select to_regclass('half')")).scalar() is None
 
 
+def test_numbers_of_a_lost_time_are_never_given_out_again(
+    database_config: DatabaseConfig, database: Database
+) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text('create sequence "Odd one"'))
+        connection.execute(text("create table made (id bigint generated always as identity)"))
+        connection.execute(text("insert into made default values"))
+    migrate.skip_numbers(database_config)
+    with database.engine.begin() as connection:
+        connection.execute(text("insert into made default values"))
+        assert connection.scalars(text("select id from made")).all() == [1, 10**9 + 3]
+        assert connection.scalar(text("""select nextval('"Odd one"')""")) == 10**9 + 2
+
+
 def test_an_index_can_be_built_beside_running_services(
     tree: Path, database_config: DatabaseConfig, database: Database
 ) -> None:
