@@ -6,7 +6,7 @@ The caller loads both under row locks, lets these rules change them, and writes 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nearline.monitor.v1 import monitor_pb2
@@ -154,6 +154,19 @@ def judge(task: TaskRow | None, report: Report) -> rules.Verdict:
         ended=task.ended,
         ending=report.ending,
     )
+
+
+def judge_all(tasks: Mapping[int, TaskRow], reports: Sequence[Report]) -> list[rules.Verdict]:
+    """Judge each in its order: an ending closes the lease for what comes behind it."""
+    verdicts, closed = [], set()
+    for report in reports:
+        verdict = judge(tasks.get(report.task_id), report)
+        if verdict is rules.Verdict.APPLY and report.task_id in closed:
+            verdict = rules.Verdict.REPEAT
+        if verdict is rules.Verdict.APPLY and report.ending is not None:
+            closed.add(report.task_id)
+        verdicts.append(verdict)
+    return verdicts
 
 
 def end_lease(

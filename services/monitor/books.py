@@ -10,9 +10,10 @@ from sqlalchemy import Connection
 from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.transaction_pb2 import Transaction
 from services.kit.errors import NotFound
-from services.monitor import sql
+from services.monitor import lanes, sql
 from services.monitor.book import Book
-from services.monitor.enqueue import Entry, Made, Owner, enqueue
+from services.monitor.enqueue import Made, enqueue
+from services.monitor.queueing import Entry, Owner
 
 CHANNEL = "ledger"
 """Channel of the notifications: ``t1,2 k3``: transactions that changed, kinds that became ready;
@@ -115,8 +116,10 @@ def notify_cancelled(connection: Connection, seq: int) -> None:
 
 
 def _release(connection: Connection, book: Book) -> set[int]:
-    statement = "UPDATE task SET state = 1 WHERE txn = %s AND state = 4 RETURNING kind"
-    kinds = Counter(kind for (kind,) in sql.rows(connection, statement, (book.seq,)))
+    statement = "SELECT id, kind FROM task WHERE txn = %s AND state = 4"
+    blocked = sql.rows(connection, statement, (book.seq,))
+    lanes.make_ready(connection, [id_ for id_, _ in blocked])
+    kinds = Counter(kind for _, kind in blocked)
     book.open_by_kind.update(kinds)
     book.blocked = 0
     return set(kinds)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.task_pb2 import Task
-from services.monitor import books, sql
+from services.monitor import books, lanes, rules, sql
 from services.monitor.book import Report
 from services.monitor.results import record
 from services.monitor.rules import Ending, Limits
@@ -127,7 +127,7 @@ def lease(
     left = list(kinds)
     while left and len(leased) < most:
         kind = left.pop(0)
-        share = -(-(most - len(leased)) // (len(left) + 1))
+        share = rules.share(most - len(leased), len(left) + 1)
         values = {"kind": kind, "most": share, "worker": stream.worker}
         found = [_leased(*row) for row in sql.rows(connection, _LEASE, values)]
         leased += found
@@ -164,9 +164,10 @@ def ready_kinds(connection: Connection) -> set[int]:
 
 def promote(connection: Connection) -> int:
     """Make delayed tasks ready whose time has come; how many."""
-    promoted = sql.rows(connection, _PROMOTE, (_BATCH,))
-    books.notify(connection, (), {kind for (kind,) in promoted})
-    return len(promoted)
+    due = sql.rows(connection, _DUE, (_BATCH,))
+    lanes.make_ready(connection, [id_ for id_, _ in due])
+    books.notify(connection, (), {kind for _, kind in due})
+    return len(due)
 
 
 def expire(connection: Connection, lease_seconds: float, limits: Limits) -> int:
@@ -235,19 +236,9 @@ SELECT kind FROM unnest(%s::smallint[]) AS kind
 WHERE EXISTS (SELECT FROM task t WHERE t.state = 1 AND t.kind = kind.kind)
 """
 
-# A task that waited long must not pull the clock of its kind back behind everybody else.
-_PROMOTE = """
-WITH due AS (
-  SELECT id, kind FROM task WHERE state = 3 AND not_before <= now()
-  ORDER BY not_before LIMIT %s FOR UPDATE SKIP LOCKED
-), clock AS (
-  SELECT kind, (SELECT t.vt FROM task t WHERE t.state = 1 AND t.kind = kinds.kind
-                ORDER BY t.priority, t.vt, t.id LIMIT 1) AS vt
-  FROM (SELECT DISTINCT kind FROM due) AS kinds
-)
-UPDATE task SET state = 1, not_before = NULL, vt = greatest(task.vt, clock.vt)
-FROM due JOIN clock USING (kind) WHERE task.id = due.id
-RETURNING task.kind
+_DUE = """
+SELECT id, kind FROM task WHERE state = 3 AND not_before <= now()
+ORDER BY not_before LIMIT %s FOR UPDATE SKIP LOCKED
 """
 
 _EXPIRED = """

@@ -14,9 +14,10 @@ from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.task_pb2 import Task
 from services.kit import crash
 from services.kit.errors import Internal
-from services.monitor import books, schedules, sql
-from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge
-from services.monitor.enqueue import NOBODY, Entry, enqueue, entry_of
+from services.monitor import books, lanes, schedules, sql
+from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge_all
+from services.monitor.enqueue import enqueue
+from services.monitor.queueing import NOBODY, Entry, entry_of
 from services.monitor.rules import Limits, Verdict
 
 log = structlog.get_logger(__name__)
@@ -46,7 +47,7 @@ class _Recording:
 
     def run(self, reports: Sequence[Report]) -> list[bool]:
         self._lock(sorted({report.task_id for report in reports}))
-        verdicts = self._judge(reports)
+        verdicts = judge_all(self.tasks, reports)
         accepted = [r for r, v in zip(reports, verdicts, strict=True) if v is Verdict.APPLY]
         self._store_failures(accepted)
         endings = [report for report in accepted if report.ending is not None]
@@ -65,19 +66,6 @@ class _Recording:
         self.books = books.lock(self.connection, [seq for (seq,) in found if seq is not None])
         rows = sql.rows(self.connection, _LOCK_TASKS, (ids,))
         self.tasks = {row[0]: TaskRow(*row) for row in rows}
-
-    def _judge(self, reports: Sequence[Report]) -> list[Verdict]:
-        """Judge each in its order: an ending closes the lease for what comes behind it."""
-        verdicts, closed = [], set()
-        for report in reports:
-            task = self.tasks.get(report.task_id)
-            verdict = judge(task, report)
-            if verdict is Verdict.APPLY and report.task_id in closed:
-                verdict = Verdict.REPEAT
-            if verdict is Verdict.APPLY and report.ending is not None:
-                closed.add(report.task_id)
-            verdicts.append(verdict)
-        return verdicts
 
     def _store_failures(self, reports: Iterable[Report]) -> None:
         rows = [
@@ -171,6 +159,8 @@ class _Recording:
     def _save(self) -> None:
         if not self.touched:
             return
+        back = [task.id for task in self.touched.values() if task.state == Task.READY]
+        lanes.requeue(self.connection, back)
         sql.run_values(self.connection, _SAVE_TASKS, map(_values, self.touched.values()))
         ended = [task for task in self.touched.values() if task.state in _ENDED]
         schedules.ended(self.connection, [task.schedule for task in ended if task.schedule])

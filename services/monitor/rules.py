@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_WARNINGS = 100
 # Below this a user's tasks would all enter the queue at the same virtual time.
-_LEAST_COST = 0.001
+LEAST_COST = 0.001
 _WARNING_LENGTH = 1000
 
 _FINAL = frozenset({
@@ -153,7 +153,12 @@ def is_poison(lost: int, limits: Limits) -> bool:
 
 def tags(start: float, costs: Sequence[float]) -> list[float]:
     """Virtual times of tasks that enter a lane standing at ``start``; the last is its new place."""
-    return [start + total for total in accumulate(max(cost, _LEAST_COST) for cost in costs)]
+    return [start + total for total in accumulate(max(cost, LEAST_COST) for cost in costs)]
+
+
+def share(wanted: int, kinds: int) -> int:
+    """How many of ``wanted`` leases the first of ``kinds`` kinds of work may take."""
+    return -(-wanted // kinds)
 
 
 def merge_warnings(present: Sequence[str], added: Sequence[str]) -> list[str]:

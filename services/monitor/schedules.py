@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 from nearline.monitor.v1 import monitor_pb2
 from services.kit.errors import NotFound
 from services.monitor import books, sql
-from services.monitor.enqueue import NOBODY, Entry, enqueue
+from services.monitor.enqueue import enqueue
+from services.monitor.queueing import NOBODY, Entry
 
 
 def declare(connection: Connection, wanted: Sequence[monitor_pb2.Schedule]) -> None:

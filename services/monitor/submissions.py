@@ -19,7 +19,7 @@ from services.kit.errors import (
 from services.monitor import books, sql
 from services.monitor.book import problem_of
 from services.monitor.config import LedgerConfig
-from services.monitor.enqueue import Entry, entry_of
+from services.monitor.queueing import Entry, entry_of
 
 TransactionSpec = monitor_pb2.TransactionSpec
 

@@ -78,12 +78,15 @@ txn = Table(
     _now("updated_at"),
     Column("cancelled_at", _TIME),
     Column("finished_at", _TIME),
+    # Id of the transaction whose failed files it runs again.
+    Column("retry_of", _ID),
     Index(None, "user_name", "seq"),
     Index(None, "group_name", "seq"),
     Index("txn_job_label", "job_label", "seq", postgresql_where=text("job_label <> ''")),
     Index("txn_holding_id", "holding_id", "seq", postgresql_where=text("holding_id <> 0")),
     Index("txn_label", "label", "seq", postgresql_where=text("label <> ''")),
     Index("txn_running", "user_name", postgresql_where=text("finished_at IS NULL")),
+    Index("txn_running_group", "group_name", postgresql_where=text("finished_at IS NULL")),
     Index(
         "txn_cancelling",
         "cancelled_at",
@@ -103,6 +106,8 @@ submission = Table(
     # How many paths are stored.
     Column("next", BigInteger, nullable=False, server_default="0"),
     _now("updated_at"),
+    Column("user_name", Text, nullable=False, server_default=""),
+    Column("group_name", Text, nullable=False, server_default=""),
     Index(None, "updated_at"),
 )
 
@@ -116,7 +121,8 @@ path_chunk = Table(
     PrimaryKeyConstraint("transaction_id", "chunk"),
 )
 
-# Who waits for which kind of work; `vt` is the virtual time up to which the lane has asked for it.
+# Who waits for which kind of work; `vt` and `again` are the virtual times up to which the lane has
+# asked for it, for new tasks and for those that come back.
 lane = Table(
     "lane",
     metadata,
@@ -125,6 +131,7 @@ lane = Table(
     Column("user_name", Text, nullable=False),
     Column("group_name", Text, nullable=False),
     Column("vt", Double, nullable=False, server_default="0"),
+    Column("again", Double, nullable=False, server_default="0"),
     UniqueConstraint("kind", "user_name", "group_name"),
     postgresql_with={"fillfactor": "50"},
 )
@@ -170,7 +177,20 @@ task = Table(
     Column("key", Text),
     Column("schedule", Text),
     Column("payload", LargeBinary, nullable=False),
+    # Files met before that it is to serve; so many fail when it is given up. 0: not known.
+    _count("files"),
     Index("task_ready", "kind", "priority", "vt", "id", postgresql_where=text("state = 1")),
+    # For workers that take small tasks only: theirs are not searched among a million others.
+    Index(
+        "task_small",
+        "kind",
+        "priority",
+        "vt",
+        "id",
+        postgresql_where=text("state = 1 AND cost <= 1"),
+    ),
+    # Given up, for operators.
+    Index("task_parked", "id", postgresql_where=text("state = 6")),
     Index("task_delayed", "not_before", postgresql_where=text("state = 3")),
     Index("task_held", "holder", postgresql_where=text("holder IS NOT NULL")),
     Index("task_running", "txn", postgresql_where=text("holder IS NOT NULL")),

@@ -285,12 +285,21 @@ SELECT service, count(*), array_agg(trouble ORDER BY name) FILTER (WHERE trouble
 FROM worker WHERE connected AND seen_at > now() - interval '1 minute' GROUP BY service
 """
 
+# Turns that were not taken are given back: who cancels a large request must not wait for it.
 _CANCEL = """
 WITH stopped AS (
-  SELECT id, state, kind FROM task WHERE txn = %s AND state IN (1, 3, 4) ORDER BY id FOR UPDATE
+  SELECT id, state, kind, lane, cost, token FROM task
+  WHERE txn = %s AND state IN (1, 3, 4) ORDER BY id FOR UPDATE
 ), ended AS (
   UPDATE task SET state = 7, ended_at = now(), not_before = NULL
   FROM stopped WHERE task.id = stopped.id
+), unused AS (
+  SELECT lane, coalesce(sum(cost::float8) FILTER (WHERE token = 0), 0) AS vt,
+         coalesce(sum(cost::float8) FILTER (WHERE token > 0), 0) AS again
+  FROM stopped WHERE state = 1 GROUP BY lane
+), given_back AS (
+  UPDATE lane SET vt = lane.vt - unused.vt, again = lane.again - unused.again
+  FROM unused WHERE lane.id = unused.lane
 )
 SELECT state, kind, count(*) FROM stopped GROUP BY state, kind
 """

@@ -20,7 +20,8 @@ from services.kit.config import DatabaseConfig
 from services.kit.jobs import new_task
 from services.kit.worker import Done, Job, JobContext, schedule
 from services.monitor import books, keeper, transactions
-from services.monitor.enqueue import Entry, Owner, enqueue
+from services.monitor.enqueue import enqueue
+from services.monitor.queueing import Entry, Owner
 from tests.service.monitor.asynctests import sync
 from tests.service.monitor.rig import (
     Raw,
