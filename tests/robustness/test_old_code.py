@@ -1,4 +1,4 @@
-"""Migrations run while old replicas serve: the code before the last one passes its own tests on it."""
+"""Old replicas serve on a new schema: the code before a migration passes its tests on it."""
 
 from __future__ import annotations
 
