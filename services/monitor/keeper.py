@@ -14,6 +14,7 @@ from services.kit.errors import NearlineError
 from services.monitor import leases, schedules, sql
 from services.monitor.config import LedgerConfig
 from services.monitor.dispatch import Dispatcher
+from services.monitor.rules import Hearing
 
 log = structlog.get_logger(__name__)
 
@@ -27,8 +28,7 @@ class Keeper:
         self._database = database
         self._dispatcher = dispatcher
         self._config = config
-        self._well_since: float | None = None
-        self._swept = 0.0
+        self._hearing = Hearing(config.lease_seconds)
 
     async def run(self) -> None:
         """Keep the ledger until cancelled."""
@@ -54,19 +54,12 @@ class Keeper:
                 leases.abandon, config.cancel_patience_seconds, config.limits
             )
         except NearlineError:
-            self._well_since = None
+            self._hearing.interrupted()
             raise
-        if self._has_been_well(time.monotonic()):
+        if self._hearing.swept(time.monotonic()):
             lost = await self._database.write(leases.expire, config.lease_seconds, config.limits)
             if lost:
                 log.warning("leases_lost", tasks=lost)
-
-    def _has_been_well(self, now: float) -> bool:
-        """Whether this replica could have heard every worker for the length of a lease."""
-        pause, self._swept = now - self._swept, now
-        if self._well_since is None or pause > self._config.lease_seconds / 2:
-            self._well_since = now
-        return now - self._well_since >= self._config.lease_seconds
 
     async def _purge(self) -> None:
         config = self._config

@@ -156,6 +156,29 @@ def tags(start: float, costs: Sequence[float]) -> list[float]:
     return [start + total for total in accumulate(max(cost, LEAST_COST) for cost in costs)]
 
 
+@dataclass(slots=True)
+class Hearing:
+    """Whether a replica could have heard every worker for the length of a lease; in seconds.
+
+    Only then may it take leases back: an outage of the ledger's own costs nobody a lease.
+    """
+
+    lease: float
+    _well_since: float | None = None
+    _swept_at: float = 0.0
+
+    def interrupted(self) -> None:
+        """Note that nothing could be heard just now."""
+        self._well_since = None
+
+    def swept(self, now: float) -> bool:
+        """Note that all is well at ``now``; whether it was for long enough, without a gap."""
+        gap, self._swept_at = now - self._swept_at, now
+        if self._well_since is None or gap > self.lease / 2:
+            self._well_since = now
+        return now - self._well_since >= self.lease
+
+
 def share(wanted: int, kinds: int) -> int:
     """How many of ``wanted`` leases the first of ``kinds`` kinds of work may take."""
     return -(-wanted // kinds)
