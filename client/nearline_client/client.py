@@ -14,6 +14,7 @@ from typing import Any, Self, TypedDict, Unpack
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.gateway.v1 import gateway_pb2 as api
 from nearline.gateway.v1.gateway_pb2_grpc import GatewayServiceStub
+from nearline.monitor.v1.monitor_pb2 import ParkedTask
 from nearline.type.v1.identity_pb2 import Identity
 from nearline.type.v1.storage_pb2 import File, Holding
 from nearline.type.v1.task_pb2 import Task
@@ -335,7 +336,7 @@ class Client:
         return self._caller.unary(self._stub.CancelTransaction, request).transaction
 
     def retry(self, id: str) -> Transaction:
-        """Run again what failed in a transaction."""
+        """The transaction that runs again what failed in transaction `id`; the same at a repeat."""
         request = api.RetryTransactionRequest(id=id)
         return self._caller.unary(self._stub.RetryTransaction, request).transaction
 
@@ -352,6 +353,13 @@ class Client:
     def system(self) -> api.GetSystemResponse:
         """Health of the services and their workers."""
         return self._caller.unary(self._stub.GetSystem, api.GetSystemRequest())
+
+    def parked(self, group: str = "") -> Iterator[ParkedTask]:
+        """Tasks that were given up within the last week, newest first; for a MANAGER."""
+        for answer in self._caller.stream(
+            self._stub.ListParkedTasks, api.ListParkedTasksRequest(group=group), _before_last_task
+        ):
+            yield from answer.tasks
 
     def identity(self) -> Identity:
         """User, groups and roles of the caller, as the service reads the token."""
@@ -466,6 +474,14 @@ def _page(request: Any, cursor: str, count: int = 0) -> bool:
         if count >= request.limit:
             return False
         request.limit -= count
+    return True
+
+
+def _before_last_task(
+    request: api.ListParkedTasksRequest, answer: api.ListParkedTasksResponse
+) -> bool:
+    if answer.tasks:
+        request.before = answer.tasks[-1].task.id
     return True
 
 

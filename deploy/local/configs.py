@@ -16,16 +16,18 @@ Overrides: TypeAlias = Mapping[str, Table]
 
 _LEDGER_OF_GATEWAY = (
     "Submit GetTransaction ListTransactions ListFailures ListTasks Watch CancelTransaction "
-    "RetryTransaction ListWorkers RunSchedule"
+    "RetryTransaction ListWorkers ListParkedTasks RunSchedule"
 )
 _LEDGER_OF_WORKERS = "Work GetTransaction ReadPaths CountTasks"
 _CATALOG_OF_GATEWAY = (
-    "OpenHolding ListHoldings UpdateHolding FindFiles GetUsage SetQuota DeleteFiles UndeleteFiles"
+    "OpenHolding ListHoldings UpdateHolding FindFiles GetUsage SetQuota DeleteFiles UndeleteFiles "
+    "ListFaults"
 )
 _CATALOG_OF_WORKERS = (
     "OpenHolding ListHoldings RegisterFiles GetFiles ResolveFiles AllocateBlobs RecordBlob "
     "ListMembers ListArchivable ClaimAggregate ReleaseAggregate SetBlobStates ClaimEviction "
-    "ListBlobs ReportFault GetUsage PinFiles"
+    "ListBlobs ReportFault GetUsage PinFiles ListFaults ReinstateCopies ClaimReplaced "
+    "ListStalePuts ForgetPuts"
 )
 _MAY_CALL: dict[str, dict[str, str]] = {
     "catalog": {

@@ -3,7 +3,7 @@
 No page holds a connection while its receiver takes it: each one is a question of its own.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from sqlalchemy import Connection
 
@@ -23,6 +23,9 @@ from services.kit.db import Database
 MESSAGE = 1000
 """Most files of a message."""
 MOST_PATHS = 1000
+
+_Finder = Callable[[Scope, Sequence[str], list[str]], AsyncIterator[Sequence[FileRow]]]
+"""Gives the files of a batch of paths; those that mean nothing are put into the list."""
 
 
 def check(request: FindFilesRequest) -> None:
@@ -68,11 +71,24 @@ class Resolver:
         if self._scope is None:
             self._scope = await self._database.read(scope.find, self._header.holdings)
         unmatched: list[str] = []
-        found = self._patterns if self._header.regex else self._paths
+        found = self._finder()
         async for rows in found(self._scope, wanted, unmatched):
             async for answer in self._messages(rows):
                 yield answer
         yield ResolveFilesResponse(unmatched=unmatched, batch_done=True)
+
+    def _finder(self) -> _Finder:
+        if self._header.exact:
+            return self._exact
+        return self._patterns if self._header.regex else self._paths
+
+    async def _exact(
+        self, scope: Scope, wanted: Sequence[str], unmatched: list[str]
+    ) -> AsyncIterator[Sequence[FileRow]]:
+        unique = list(dict.fromkeys(paths.clean(path, "batch.paths") for path in wanted))
+        exact = await self._database.read(search.by_path, scope, unique)
+        yield list(exact.values())
+        unmatched += [path for at, path in enumerate(unique) if at not in exact]
 
     async def _patterns(
         self, scope: Scope, patterns: Sequence[str], unmatched: list[str]

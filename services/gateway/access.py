@@ -91,6 +91,28 @@ def may_change(identity: Identity, transaction: transaction_pb2.Transaction) -> 
         require_role(identity, transaction.group, Role.DEPUTY, "changing requests of others")
 
 
+def own_transaction(identity: Identity, transaction: transaction_pb2.Transaction) -> None:
+    """PermissionDenied for another's: workers would act as that user, whose rights may be less."""
+    if transaction.user != identity.user:
+        raise PermissionDenied(
+            "NOT_YOURS",
+            f"only {transaction.user or 'the store'} can have this request run again; "
+            "make a request of your own",
+        )
+
+
+def managed(identity: Identity, wanted: str) -> monitor.Visibility:
+    """What an operator sees: the groups, or ``wanted`` alone, of which the caller is MANAGER."""
+    groups = [g for g in readable_groups(identity, wanted) if identity.role_in(g) == Role.MANAGER]
+    if not groups:
+        raise PermissionDenied(
+            "ROLE_NEEDED",
+            "listing parked tasks needs the role MANAGER in a group; ask a manager of yours",
+            role=Role.MANAGER.name,
+        )
+    return monitor.Visibility(groups=groups)
+
+
 def _member(identity: Identity, group: str) -> str:
     if group not in identity.groups:
         raise PermissionDenied(

@@ -9,7 +9,7 @@ from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.gateway import access, validate
 from services.kit import identity as identities
 from services.kit.errors import InvalidArgument, ResourceExhausted
-from services.kit.identity import Identity
+from services.kit.identity import Identity, Role
 
 
 def header_of(request: Any) -> Any:
@@ -84,6 +84,24 @@ def resolve_commit() -> ledger.SubmitRequest.Commit:
     return ledger.SubmitRequest.Commit(chunk_kind=task_pb2.Task.RESOLVE)
 
 
+def retry(identity: Identity, old: transaction_pb2.Transaction) -> ledger.RetryTransactionRequest:
+    """Has what failed in a PUT, GET or STAGE run again, as the caller is now."""
+    if old.action == transaction_pb2.Transaction.PUT:
+        asked = task_pb2.Task.SCAN
+        met = ledger.NewTask(kind=task_pb2.Task.SCAN)
+    else:
+        asked = task_pb2.Task.RESOLVE
+        exact = task_pb2.FilesTask(exact=True)
+        met = ledger.NewTask(kind=task_pb2.Task.RESOLVE, payload=exact.SerializeToString())
+    return ledger.RetryTransactionRequest(
+        id=old.id,
+        visibility=access.visibility(identity),
+        identity=identities.to_proto(identity),
+        asked_kind=asked,
+        met_task=met,
+    )
+
+
 def evict_spec(
     identity: Identity, request: api.EvictHoldingRequest, holding: storage_pb2.Holding
 ) -> ledger.TransactionSpec:
@@ -116,6 +134,18 @@ def list_holdings(
     return catalog.ListHoldingsRequest(
         selector=_checked_holdings(identity, request.filter),
         descending=request.descending,
+        limit=validate.number(request.limit, "limit"),
+        cursor=request.cursor,
+    )
+
+
+def list_faults(identity: Identity, request: api.ListFaultsRequest) -> catalog.ListFaultsRequest:
+    """Faults among the files of a group, for its MANAGER."""
+    group = access.own_group(identity, request.group)
+    access.require_role(identity, group, Role.MANAGER, "listing faults")
+    return catalog.ListFaultsRequest(
+        groups=[group],
+        open=request.open,
         limit=validate.number(request.limit, "limit"),
         cursor=request.cursor,
     )

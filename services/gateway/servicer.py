@@ -16,7 +16,7 @@ from services.gateway import access, requests, validate
 from services.gateway.submissions import Submissions
 from services.gateway.system import System
 from services.kit import identity as identities
-from services.kit.errors import NotFound, Unimplemented
+from services.kit.errors import NotFound, Unimplemented, from_rpc_error
 from services.kit.identity import Role, require_identity
 
 _R = TypeVar("_R", api.PutResponse, api.GetResponse, api.StageResponse)
@@ -137,19 +137,21 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def CancelTransaction(  # noqa: N802
         self, request: api.CancelTransactionRequest, context: _Context
     ) -> api.CancelTransactionResponse:
-        wanted = await self._changeable(request.id)
+        visible = await self._cancellable(request.id)
         answer = await self._monitor.CancelTransaction(
-            ledger.CancelTransactionRequest(id=wanted.id, visibility=_mine())
+            ledger.CancelTransactionRequest(id=request.id, visibility=visible)
         )
         return api.CancelTransactionResponse(transaction=answer.transaction)
 
     async def RetryTransaction(  # noqa: N802
         self, request: api.RetryTransactionRequest, context: _Context
     ) -> api.RetryTransactionResponse:
-        wanted = await self._changeable(request.id)
-        answer = await self._monitor.RetryTransaction(
-            ledger.RetryTransactionRequest(id=wanted.id, visibility=_mine())
-        )
+        identity = require_identity()
+        old = await self._transaction(request.id)
+        access.own_transaction(identity, old)
+        if old.action == transaction_pb2.Transaction.PUT:
+            await self._check_quota(old.group)
+        answer = await self._monitor.RetryTransaction(requests.retry(identity, old))
         return api.RetryTransactionResponse(transaction=answer.transaction)
 
     async def EvictHolding(  # noqa: N802
@@ -190,10 +192,27 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         )
         return api.SetQuotaResponse()
 
+    async def ListFaults(  # noqa: N802
+        self, request: api.ListFaultsRequest, context: _Context
+    ) -> AsyncIterator[api.ListFaultsResponse]:
+        wanted = requests.list_faults(require_identity(), request)
+        async for batch in self._catalog.ListFaults(wanted):
+            yield api.ListFaultsResponse(faults=batch.faults, cursor=batch.cursor)
+
     async def GetSystem(  # noqa: N802
         self, request: api.GetSystemRequest, context: _Context
     ) -> api.GetSystemResponse:
         return await self._system.look()
+
+    async def ListParkedTasks(  # noqa: N802
+        self, request: api.ListParkedTasksRequest, context: _Context
+    ) -> AsyncIterator[api.ListParkedTasksResponse]:
+        wanted = ledger.ListParkedTasksRequest(
+            visibility=access.managed(require_identity(), request.group),
+            before=validate.number(request.before, "before"),
+        )
+        async for batch in self._monitor.ListParkedTasks(wanted):
+            yield api.ListParkedTasksResponse(tasks=batch.tasks)
 
     async def GetIdentity(  # noqa: N802
         self, request: api.GetIdentityRequest, context: _Context
@@ -239,10 +258,16 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         )
         return answer.transaction
 
-    async def _changeable(self, transaction_id: str) -> transaction_pb2.Transaction:
-        transaction = await self._transaction(transaction_id)
-        access.may_change(require_identity(), transaction)
-        return transaction
+    async def _cancellable(self, transaction_id: str) -> ledger.Visibility:
+        """What the caller may stop: what is there, or an own request that still arrives."""
+        identity = require_identity()
+        try:
+            access.may_change(identity, await self._transaction(transaction_id))
+        except grpc.aio.AioRpcError as error:
+            if not isinstance(from_rpc_error(error), NotFound):
+                raise
+            return access.visibility(identity, user=identity.user)
+        return access.visibility(identity)
 
     async def _holding(self, holding_id: int) -> storage_pb2.Holding:
         wanted = catalog.ListHoldingsRequest(

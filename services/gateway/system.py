@@ -74,6 +74,7 @@ def summarize(
         response.tasks_ready = workers.ready
         response.tasks_leased = workers.leased
         response.tasks_delayed = workers.delayed
+        response.tasks_parked = workers.parked
     for name in ("gateway", "catalog", "monitor", "transfer", "tape"):
         response.services.append(_service(name, troubles.get(name, ""), workers))
     health = [service.health for service in response.services]

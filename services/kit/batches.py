@@ -49,8 +49,9 @@ class Batches:
         batch, self._batch = self._batch, Batch()
         if batch.numbers:
             payload = task_pb2.FilesTask(files=spans.to_ranges(batch.numbers), bytes=batch.bytes)
+            files = len(batch.numbers)
             self._tasks.append(
-                new_task(self._kind, payload, cost=cost(len(batch.numbers), batch.bytes))
+                new_task(self._kind, payload, cost=cost(files, batch.bytes), files=files)
             )
 
 

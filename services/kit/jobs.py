@@ -204,15 +204,17 @@ def new_task(
     key: str = "",
     unique: bool = False,
     last: bool = False,
+    files: int = 0,
     transaction: monitor_pb2.TransactionSpec | None = None,
 ) -> monitor_pb2.NewTask:
     """A follow-up; ``cost`` in seconds of work, ``delay`` in seconds.
 
     ``key``: two tasks of the same key never run at the same time; ``unique``: left out while one of
     the same kind and key is open; ``last``: runs when nothing else of its transaction is open;
+    ``files``: that were counted as met and fail with it when it is given up;
     ``transaction``: opens it, if it is new, and puts the task there.
     """
-    task = monitor_pb2.NewTask(kind=kind, cost=cost, key=key, unique=unique, last=last)
+    task = monitor_pb2.NewTask(kind=kind, cost=cost, key=key, unique=unique, last=last, files=files)
     if payload is not None:
         task.payload = payload.SerializeToString()
     if delay > 0:

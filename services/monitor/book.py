@@ -91,6 +91,8 @@ class TaskRow:
     failing_seconds: float | None
     chunk: int | None
     schedule: str | None
+    files: int = 0
+    """Met before, for it to serve; 0 when that is not known."""
     note: str = ""
     failing: bool = False
     delay: float | None = None
@@ -253,6 +255,9 @@ def _defer(task: TaskRow, body: WorkRequest.Defer) -> Effects:
     _wait(task, body.delay.ToNanoseconds() / 1e9, body.waiting_for)
     task.attempt = task.lost = 0
     task.payload = body.payload or None
+    # What failed or went on to others is not in the new payload any more.
+    gone = body.files_failed + sum(new.files for new in body.follow_ups)
+    task.files = max(task.files - gone, 0)
     return Effects(follow_ups=body.follow_ups, count_failures=True)
 
 
@@ -296,8 +301,9 @@ def _give_up(task: TaskRow, book: Book | None, code: str, reason: str, files: in
     if book is not None:
         book.tasks_failed += 1
         if task.chunk is None:
-            task.files_failed += max(files, 0)
-            book.files_failed += max(files, 0)
+            lost = task.files or max(files, 0)
+            task.files_failed += lost
+            book.files_failed += lost
     return Effects(given_up=(code, reason))
 
 

@@ -51,6 +51,7 @@ def open_book(
         "spec": spec.SerializeToString(),
         "state": Transaction.QUEUED,
         "warnings": list(warnings),
+        "retry_of": spec.retry_of or None,
     }
     made = sql.rows(connection, _OPEN, values)
     if not made:
@@ -172,9 +173,9 @@ FROM txn WHERE seq = ANY(%s) ORDER BY seq FOR NO KEY UPDATE
 
 _OPEN = """
 INSERT INTO txn (id, user_name, group_name, action, job_label, holding_id, label, spec, state,
-                 open_by_kind, warnings)
+                 open_by_kind, warnings, retry_of)
 VALUES (%(id)s::uuid, %(user)s, %(group)s, %(action)s, %(job_label)s, %(holding)s, %(label)s,
-        %(spec)s, %(state)s, '{}', %(warnings)s)
+        %(spec)s, %(state)s, '{}', %(warnings)s, %(retry_of)s::uuid)
 ON CONFLICT (id) DO NOTHING RETURNING seq
 """
 

@@ -23,8 +23,18 @@ class LedgerConfig(Section, frozen=True):
     """A worker that does not let go of cancelled work for this long is no longer waited for."""
     running_per_user: Count = 10_000
     """Transactions of one user that may run at once; more are refused for a while."""
+    running_per_group: Count = 50_000
+    """The same for one group."""
+    tasks_per_user: Count = 1_000_000
+    """Tasks of one user that may wait or run; further requests are refused for a while."""
+    tasks_per_group: Count = 5_000_000
+    """The same for one group."""
+    paths_per_user: Count = 20_000_000
+    """Paths of one user's requests that may be on their way in."""
+    paths_per_group: Count = 100_000_000
+    """The same for one group."""
     busy_retry_seconds: Seconds = 30.0
-    """When a user with too many transactions should try again."""
+    """When somebody with too much running should try again."""
     submission_seconds: Seconds = 86400.0
     """Requests that were begun and not finished are dropped after this."""
     keep_tasks_seconds: Seconds = 7 * 86400.0

@@ -47,7 +47,7 @@ def _row(owner: Owner, lane: int, entry: Entry, vt: float) -> Sequence[object]:
     delay = f"{entry.delay} s" if entry.state == Task.DELAYED else None
     return (
         vt, owner.seq, delay, lane, entry.kind, entry.state, entry.cost, entry.chunk, entry.key,
-        entry.schedule, entry.payload,
+        entry.schedule, entry.payload, entry.files,
     )  # fmt: skip
 
 
@@ -72,12 +72,13 @@ def _open_names(connection: Connection, entries: Iterable[Entry]) -> list[Name]:
 
 
 _INSERT = """
-INSERT INTO task (vt, txn, not_before, lane, kind, state, cost, chunk, key, schedule, payload)
+INSERT INTO task (vt, txn, not_before, lane, kind, state, cost, chunk, key, schedule, payload,
+                  files)
 SELECT v.vt, v.txn, now() + v.delay, v.lane, v.kind, v.state, v.cost, v.chunk, v.key, v.schedule,
-       v.payload
+       v.payload, v.files
 FROM (VALUES (NULL::float8, NULL::bigint, NULL::interval, NULL::int, NULL::smallint, NULL::smallint,
-              NULL::real, NULL::int, NULL::text, NULL::text, NULL::bytea), %s)
-     AS v (vt, txn, delay, lane, kind, state, cost, chunk, key, schedule, payload)
+              NULL::real, NULL::int, NULL::text, NULL::text, NULL::bytea, NULL::bigint), %s)
+     AS v (vt, txn, delay, lane, kind, state, cost, chunk, key, schedule, payload, files)
 WHERE v.vt IS NOT NULL
 RETURNING id
 """

@@ -10,7 +10,7 @@ from nearline.type.v1.transaction_pb2 import Transaction
 from services.kit import crash
 from services.kit.db import Database
 from services.kit.errors import FailedPrecondition, InvalidArgument, NotFound
-from services.monitor import schedules, submissions, transactions, workers
+from services.monitor import retries, schedules, submissions, transactions, workers
 from services.monitor.config import LedgerConfig
 from services.monitor.dispatch import Dispatcher
 from services.monitor.keeper import Keeper
@@ -76,7 +76,11 @@ class Ledger:
             if request.WhichOneof("message") == "commit":
                 yield SubmitResponse(transaction=await self._accept(spec.id, request.commit))
                 return
-            yield _stored(await self._store(spec.id, request))
+            stored = await self._store(spec.id, request)
+            if stored is None:
+                yield SubmitResponse(transaction=await self.get(spec.id))
+                return
+            yield _stored(stored)
 
     async def get(
         self,
@@ -139,10 +143,34 @@ class Ledger:
             yield monitor_pb2.WatchResponse(transaction=transaction)
 
     async def cancel(self, id_: str, visible: monitor_pb2.Visibility) -> Transaction:
-        """Stop a transaction. Raises NotFound."""
+        """Stop a transaction, or a request whose paths still arrive. Raises NotFound."""
         id_ = submissions.checked_id(id_)
-        await self._database.write(transactions.cancel, id_, visible)
+        if not await self._database.write(submissions.cancel, id_, visible):
+            await self._database.write(transactions.cancel, id_, visible)
         return await self.get(id_, visible)
+
+    async def retry(self, request: monitor_pb2.RetryTransactionRequest) -> Transaction:
+        """The transaction that runs again what failed in another one.
+
+        Raises NotFound, PermissionDenied, FailedPrecondition, ResourceExhausted.
+        """
+        id_ = submissions.checked_id(request.id)
+        retries.check(request)
+        again = await self._database.write(retries.retry, id_, request, self._config)
+        return await self.get(again)
+
+    async def parked(
+        self, request: monitor_pb2.ListParkedTasksRequest
+    ) -> AsyncIterator[monitor_pb2.ListParkedTasksResponse]:
+        """Tasks that were given up, the newest first, in batches."""
+        before = request.before
+        while True:
+            found = await self._database.read(workers.list_parked, request.visibility, before)
+            if found:
+                yield monitor_pb2.ListParkedTasksResponse(tasks=found)
+                before = found[-1].task.id
+            if len(found) < workers.ROWS:
+                return
 
     async def paths(self, id_: str, chunk: int) -> list[str]:
         """One chunk of a transaction's paths. Raises NotFound."""
@@ -167,7 +195,7 @@ class Ledger:
     async def _find(self, id_: str, visible: monitor_pb2.Visibility) -> int:
         return await self._database.read(transactions.find, submissions.checked_id(id_), visible)
 
-    async def _store(self, id_: str, request: SubmitRequest) -> int:
+    async def _store(self, id_: str, request: SubmitRequest) -> int | None:
         if request.WhichOneof("message") != "paths":
             raise InvalidArgument("PATHS_EXPECTED", "after the header come paths, then the commit")
         submissions.check_paths(request.paths)

@@ -47,6 +47,7 @@ class Entry:
     last: bool = False
     chunk: int | None = None
     schedule: str | None = None
+    files: int = 0
 
     @property
     def state(self) -> int:
@@ -67,6 +68,7 @@ def entry_of(task: monitor_pb2.NewTask) -> Entry:
         key=task.key or None,
         unique=task.unique,
         last=task.last,
+        files=max(task.files, 0),
     )
 
 

@@ -173,13 +173,13 @@ def _values(task: TaskRow) -> Sequence[object]:
     return (
         task.id, task.state, task.ended_token, task.ended, task.attempt, task.lost, task.failing,
         None if task.delay is None else f"{task.delay} s", task.payload, task.note,
-        task.files_done, task.files_failed, task.bytes_done, task.state in _ENDED,
+        task.files_done, task.files_failed, task.bytes_done, task.state in _ENDED, task.files,
     )  # fmt: skip
 
 
 _LOCK_TASKS = """
 SELECT id, txn, kind, state, token, ended_token, ended, attempt, lost,
-       extract(epoch FROM now() - failing_since)::float8, chunk, schedule
+       extract(epoch FROM now() - failing_since)::float8, chunk, schedule, files
 FROM task WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
 """
 
@@ -221,11 +221,11 @@ UPDATE task SET
   not_before = now() + v.delay, payload = coalesce(v.payload, task.payload), note = v.note,
   files_done = task.files_done + v.files_done, files_failed = task.files_failed + v.files_failed,
   bytes_done = task.bytes_done + v.bytes_done, live_files = 0, live_bytes = 0, live_note = '',
-  ended_at = CASE WHEN v.over THEN now() END
+  ended_at = CASE WHEN v.over THEN now() END, files = v.files
 FROM (VALUES (NULL::bigint, NULL::smallint, NULL::int, NULL::smallint, NULL::int, NULL::smallint,
               NULL::bool, NULL::interval, NULL::bytea, NULL::text, NULL::bigint, NULL::bigint,
-              NULL::bigint, NULL::bool), %s)
+              NULL::bigint, NULL::bool, NULL::bigint), %s)
      AS v (id, state, ended_token, ended, attempt, lost, failing, delay, payload, note, files_done,
-           files_failed, bytes_done, over)
+           files_failed, bytes_done, over, files)
 WHERE task.id = v.id
 """

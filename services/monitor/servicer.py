@@ -7,7 +7,6 @@ from typing import Any
 
 from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.monitor.v1 import monitor_pb2_grpc
-from services.kit.errors import Unimplemented
 from services.monitor.ledger import Ledger
 
 
@@ -64,10 +63,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
     async def RetryTransaction(  # noqa: N802
         self, request: pb.RetryTransactionRequest, context: Any
     ) -> pb.RetryTransactionResponse:
-        raise Unimplemented(
-            "RETRY_NOT_BUILT",
-            "running again what failed is not built yet; submit the failed paths as a new request",
-        )
+        return pb.RetryTransactionResponse(transaction=await self._ledger.retry(request))
 
     async def ReadPaths(  # noqa: N802
         self, request: pb.ReadPathsRequest, context: Any
@@ -85,6 +81,12 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: pb.ListWorkersRequest, context: Any
     ) -> pb.ListWorkersResponse:
         return await self._ledger.workers()
+
+    async def ListParkedTasks(  # noqa: N802
+        self, request: pb.ListParkedTasksRequest, context: Any
+    ) -> AsyncIterator[pb.ListParkedTasksResponse]:
+        async for response in self._ledger.parked(request):
+            yield response
 
     async def CountTasks(  # noqa: N802
         self, request: pb.CountTasksRequest, context: Any

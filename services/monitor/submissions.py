@@ -14,9 +14,8 @@ from services.kit.errors import (
     FailedPrecondition,
     InvalidArgument,
     PermissionDenied,
-    ResourceExhausted,
 )
-from services.monitor import books, sql
+from services.monitor import admission, books, sql
 from services.monitor.book import problem_of
 from services.monitor.config import LedgerConfig
 from services.monitor.queueing import Entry, entry_of
@@ -73,7 +72,7 @@ def begin(connection: Connection, spec: TransactionSpec, config: LedgerConfig) -
 
     Raises AlreadyExists, PermissionDenied, ResourceExhausted.
     """
-    values = (spec.id, spec.SerializeToString())
+    values = (spec.id, spec.SerializeToString(), spec.identity.user, spec.group)
     known, following = sql.rows(connection, _BEGIN, values)[0]
     # Looked for behind the insert, which waits for an acceptance that goes on.
     for (accepted,) in sql.rows(connection, "SELECT spec FROM txn WHERE id = %s", (spec.id,)):
@@ -81,18 +80,21 @@ def begin(connection: Connection, spec: TransactionSpec, config: LedgerConfig) -
         sql.run(connection, "DELETE FROM submission WHERE id = %s", (spec.id,))
         return None
     _check_same(spec, TransactionSpec.FromString(bytes(known)))
-    _check_room(connection, spec.identity.user, config)
+    admission.check(connection, spec.identity.user, spec.group, config, besides=spec.id)
     return int(following)
 
 
 def store(
     connection: Connection, transaction_id: str, batch: monitor_pb2.SubmitRequest.Paths
-) -> int:
+) -> int | None:
     """Keep a batch; position of the next path. What is stored already may come again.
 
+    None when there is a transaction already: the request was cancelled, or accepted by a repeat.
     Raises FailedPrecondition for a gap and AlreadyExists when other paths stand there.
     """
     following = _lock(connection, transaction_id)
+    if following is None:
+        return None
     if batch.first > following:
         raise FailedPrecondition(
             "PATHS_MISSING",
@@ -123,12 +125,9 @@ def accept(
 
     Raises FailedPrecondition, ResourceExhausted.
     """
-    try:
-        stored = _lock(connection, transaction_id)
-    except FailedPrecondition:
-        if sql.rows(connection, "SELECT 1 FROM txn WHERE id = %s", (transaction_id,)):
-            return
-        raise
+    stored = _lock(connection, transaction_id)
+    if stored is None:
+        return
     if stored != commit.total:
         raise FailedPrecondition(
             "PATHS_MISSING",
@@ -139,7 +138,7 @@ def accept(
     spec = TransactionSpec.FromString(
         bytes(sql.rows(connection, statement, (transaction_id,))[0][0])
     )
-    _check_room(connection, spec.identity.user, config)
+    admission.check(connection, spec.identity.user, spec.group, config)
     warnings = [*spec.warnings, *commit.warnings]
     spec.ClearField("warnings")
     spec.holding_id = commit.holding_id or spec.holding_id
@@ -183,16 +182,43 @@ def _stored(connection: Connection, transaction_id: str, first: int, count: int)
     return paths[first % CHUNK :][:count]
 
 
-def _lock(connection: Connection, transaction_id: str) -> int:
-    """Lock a submission; position of its next path."""
+def cancel(connection: Connection, transaction_id: str, visible: monitor_pb2.Visibility) -> bool:
+    """End a request whose paths still arrive; whether there was one that may be seen.
+
+    It becomes a transaction that was cancelled before anything began, so that a repeat of the
+    request is told so.
+    """
+    statement = "SELECT spec FROM submission WHERE id = %s FOR UPDATE"
+    for (data,) in sql.rows(connection, statement, (transaction_id,)):
+        spec = TransactionSpec.FromString(bytes(data))
+        if not _is_visible(spec, visible):
+            return False
+        sql.run(connection, "DELETE FROM submission WHERE id = %s", (transaction_id,))
+        sql.run(connection, "DELETE FROM path_chunk WHERE transaction_id = %s", (transaction_id,))
+        book = books.open_book(connection, spec, spec.warnings)
+        if book is not None:
+            book.cancelled = True
+            sql.run(connection, "UPDATE txn SET cancelled_at = now() WHERE seq = %s", (book.seq,))
+            books.settle(connection, [book], set())
+        return True
+    return False
+
+
+def _is_visible(spec: TransactionSpec, visible: monitor_pb2.Visibility) -> bool:
+    in_groups = not visible.groups or spec.group in visible.groups
+    return in_groups and visible.user in ("", spec.identity.user)
+
+
+def _lock(connection: Connection, transaction_id: str) -> int | None:
+    """Lock a submission; position of its next path, None when it is a transaction by now."""
     statement = "SELECT next FROM submission WHERE id = %s FOR UPDATE"
-    found = sql.rows(connection, statement, (transaction_id,))
-    if not found:
-        raise FailedPrecondition(
-            "SUBMISSION_GONE",
-            "the submission was accepted or dropped meanwhile; send the request again",
-        )
-    return int(found[0][0])
+    for (following,) in sql.rows(connection, statement, (transaction_id,)):
+        return int(following)
+    if sql.rows(connection, "SELECT 1 FROM txn WHERE id = %s", (transaction_id,)):
+        return None
+    raise FailedPrecondition(
+        "SUBMISSION_GONE", "the submission was dropped meanwhile; send the request again"
+    )
 
 
 def _check_same(asked: TransactionSpec, known: TransactionSpec) -> None:
@@ -213,32 +239,16 @@ def _check_same(asked: TransactionSpec, known: TransactionSpec) -> None:
         )
 
 
-def _check_room(connection: Connection, user: str, config: LedgerConfig) -> None:
-    limit = config.running_per_user
-    if user and sql.rows(connection, _RUNNING, (user, limit))[0][0] >= limit:
-        raise ResourceExhausted(
-            "TOO_MANY_TRANSACTIONS",
-            f"{limit} transactions of {user} are running; wait until some have ended",
-            retry_after=config.busy_retry_seconds,
-            limit=limit,
-        )
-
-
 def _invalid(field: str, problem: str) -> InvalidArgument:
     return InvalidArgument("BAD_REQUEST", f"{field}: {problem}", violations=[(field, problem)])
 
 
 _BEGIN = """
-INSERT INTO submission (id, spec) VALUES (%s, %s)
+INSERT INTO submission (id, spec, user_name, group_name) VALUES (%s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET updated_at = now() RETURNING spec, next
 """
 
 _APPEND = """
 INSERT INTO path_chunk AS c (transaction_id, chunk, paths) VALUES (%s, %s, %s)
 ON CONFLICT (transaction_id, chunk) DO UPDATE SET paths = c.paths || excluded.paths
-"""
-
-_RUNNING = """
-SELECT count(*) FROM
-  (SELECT 1 FROM txn WHERE user_name = %s AND finished_at IS NULL LIMIT %s) AS running
 """

@@ -205,7 +205,8 @@ def _services(connection: Connection) -> dict[str, Service]:
 
 def _transaction(row: sql.Row) -> Transaction:
     (_, id_, user, group, action, state, job_label, holding, label, *numbers) = row
-    total, done, failed, bytes_total, bytes_done, created, updated, finished, warnings, *_ = numbers
+    total, done, failed, bytes_total, bytes_done, created, updated, finished, *rest = numbers
+    warnings, retry_of, *_ = rest
     answer = Transaction(
         id=id_,
         user=user,
@@ -221,6 +222,7 @@ def _transaction(row: sql.Row) -> Transaction:
         bytes_total=bytes_total,
         bytes_done=bytes_done,
         warnings=warnings,
+        retry_of=retry_of or "",
     )
     answer.created_at.FromDatetime(created)
     answer.updated_at.FromDatetime(updated)
@@ -243,7 +245,8 @@ SELECT seq FROM txn WHERE id = %(id)s::uuid
 _FETCH = """
 SELECT seq, id::text, user_name, group_name, action, state, job_label, holding_id, label,
        files_total, files_done, files_failed, bytes_total, bytes_done, created_at, updated_at,
-       finished_at, warnings, open_by_kind, live.leased, live.files, live.bytes, live.notes
+       finished_at, warnings, retry_of::text, open_by_kind, live.leased, live.files, live.bytes,
+       live.notes
 FROM txn CROSS JOIN LATERAL (
   SELECT count(*), sum(live_files), sum(live_bytes),
          array_agg(live_note ORDER BY id) FILTER (WHERE live_note <> '')
@@ -252,7 +255,7 @@ FROM txn CROSS JOIN LATERAL (
 WHERE seq = ANY(%s)
 """
 # Places in a row of it.
-_OPEN_BY_KIND, _LIVE = 18, 19
+_OPEN_BY_KIND, _LIVE = 19, 20
 
 _FIRST_FAILURES = """
 SELECT x.seq, f.path, f.code, f.reason

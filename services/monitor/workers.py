@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from sqlalchemy import Connection
 
 from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.task_pb2 import Task
 from services.monitor import sql
+
+ROWS = 1000
 
 
 def list_workers(connection: Connection, lease_seconds: float) -> monitor_pb2.ListWorkersResponse:
@@ -30,7 +34,41 @@ def list_workers(connection: Connection, lease_seconds: float) -> monitor_pb2.Li
     answer.ready = counts.get(Task.READY, 0)
     answer.leased = counts.get(Task.LEASED, 0)
     answer.delayed = counts.get(Task.DELAYED, 0)
+    answer.parked = counts.get(Task.FAILED, 0)
     return answer
+
+
+def list_parked(
+    connection: Connection, visible: monitor_pb2.Visibility, before: int
+) -> list[monitor_pb2.ParkedTask]:
+    """Tasks that were given up with numbers below ``before`` (0: any), the newest first."""
+    values = {
+        "groups": list(visible.groups),
+        "user": visible.user,
+        "before": before or 2**63 - 1,
+        "most": ROWS,
+    }
+    return [_parked(*row) for row in sql.rows(connection, _PARKED, values)]
+
+
+def _parked(
+    number: int, id_: str | None, kind: Task.Kind.ValueType, attempt: int, worker: str | None,
+    note: str, failed: int, user: str | None, group: str | None, code: str | None,
+    ended: datetime,
+) -> monitor_pb2.ParkedTask:  # fmt: skip
+    task = Task(
+        id=number,
+        transaction_id=id_ or "",
+        kind=kind,
+        state=Task.FAILED,
+        attempt=attempt,
+        worker=worker or "",
+        note=note,
+        files_failed=failed,
+    )
+    parked = monitor_pb2.ParkedTask(task=task, user=user or "", group=group or "", code=code or "")
+    parked.ended_at.FromDatetime(ended)
+    return parked
 
 
 def count_tasks(connection: Connection, key: str, kind: int, task_id: int = 0) -> int:
@@ -51,6 +89,20 @@ _TOTALS = """
 SELECT 1, count(*) FROM task WHERE state = 1
 UNION ALL SELECT 2, count(*) FROM task WHERE holder IS NOT NULL
 UNION ALL SELECT 3, count(*) FROM task WHERE state = 3
+UNION ALL SELECT 6, count(*) FROM task WHERE state = 6
+"""
+
+_PARKED = """
+SELECT t.id, x.id::text, t.kind, t.attempt, w.name, t.note, t.files_failed, x.user_name,
+       x.group_name,
+       (SELECT f.code FROM failure f
+        WHERE f.task = t.id AND f.token = t.ended_token AND f.position <= 1 LIMIT 1),
+       t.ended_at
+FROM task t LEFT JOIN txn x ON x.seq = t.txn LEFT JOIN worker w ON w.id = t.worker
+WHERE t.state = 6 AND t.id < %(before)s
+  AND (%(groups)s::text[] = '{}' OR x.group_name = ANY(%(groups)s::text[]))
+  AND (%(user)s = '' OR x.user_name = %(user)s)
+ORDER BY t.id DESC LIMIT %(most)s
 """
 
 _COUNT = """

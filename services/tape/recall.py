@@ -144,6 +144,7 @@ def _recall_task(recall: task_pb2.RecallTask) -> ledger.NewTask:
         recall,
         cost=max(recall.bytes / _BYTES_PER_SECOND, 0.05),
         key=f"recall:{recall.blob_id}",
+        files=spans.count(recall.files),
     )
 
 
@@ -189,7 +190,9 @@ def _missed(context: Context, ctx: JobContext, task: task_pb2.RecallTask) -> Don
     again.requests = 0
     again.missed += 1
     stage_again = task_pb2.StageTask(recalls=[again])
-    return Done(follow_ups=[new_task(Task.STAGE, stage_again, delay=2.0**task.missed)])
+    files = spans.count(again.files)
+    delay = 2.0**task.missed
+    return Done(follow_ups=[new_task(Task.STAGE, stage_again, delay=delay, files=files)])
 
 
 def select(files: Iterable[StoredFile], blob_id: int) -> list[Wanted]:

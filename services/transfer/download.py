@@ -99,7 +99,8 @@ class _Download:
             size = sum(file.attributes.size for file in self._again)
             numbers = spans.to_ranges(file.id for file in self._again)
             payload = task_pb2.FilesTask(files=numbers, bytes=size)
-            tasks.append(new_task(task_pb2.Task.RESOLVE, payload, cost=cost(len(self._again), 0)))
+            lost = len(self._again)
+            tasks.append(new_task(task_pb2.Task.RESOLVE, payload, cost=cost(lost, 0), files=lost))
         return Done(
             files_done=self._files,
             bytes_done=self._bytes,

@@ -122,7 +122,8 @@ class ReadPlan:
         names = [number for several in self._linked.values() if several[1:] for number in several]
         if self._download and (self._directories or names):
             payload = task_pb2.FilesTask(files=spans.to_ranges([*self._directories, *names]))
-            tasks.append(new_task(task_pb2.Task.FINISH_DIRECTORIES, payload, last=True))
+            finish = task_pb2.Task.FINISH_DIRECTORIES
+            tasks.append(new_task(finish, payload, last=True, files=len(self._directories)))
         return tasks
 
     def _stage(self, blobs: list[tuple[int, str]]) -> ledger.NewTask:
@@ -136,7 +137,8 @@ class ReadPlan:
                 bytes=batch.bytes,
                 download=self._download,
             )
-        return new_task(task_pb2.Task.STAGE, payload)
+        files = sum(len(self._tape[key].numbers) for key in blobs)
+        return new_task(task_pb2.Task.STAGE, payload, files=files)
 
 
 def inode(file: storage_pb2.StoredFile) -> Inode:

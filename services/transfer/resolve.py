@@ -1,15 +1,18 @@
 """RESOLVE: which files a GET or STAGE means, and which tasks bring them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import spans
+from services.kit.catalogclient import in_batches
 from services.kit.errors import DeadlineExceeded, InvalidArgument
 from services.kit.jobs import Done, Job, JobContext
 from services.transfer.context import Context
 from services.transfer.planning import ReadPlan
+
+_BATCH = 1000
 
 NOT_FOUND = (
     "NOT_FOUND",
@@ -24,9 +27,10 @@ NO_COPY = (
 def resolve(context: Context, job: Job, ctx: JobContext) -> Done:
     """Plan the chunk's paths, or the files of the payload whose cache copy was lost."""
     run = _Run(context, job, ctx)
-    if job.payload:
-        return run.again(task_pb2.FilesTask.FromString(job.payload))
-    return run.paths()
+    task = task_pb2.FilesTask.FromString(job.payload)
+    if task.files:
+        return run.again(task)
+    return run.paths(exact=task.exact)
 
 
 def _bounded(
@@ -55,21 +59,38 @@ class _Run:
         self._files = self._bytes = 0
         self._pinned: list[int] = []
 
-    def paths(self) -> Done:
-        header = catalog.ResolveFilesRequest.Header(
-            holdings=self._options.holdings, regex=self._options.regex
-        )
+    def paths(self, *, exact: bool) -> Done:
+        """``exact``: the chunk holds paths of files that an earlier attempt met.
+
+        What failed before in a retry of patterns is a path or a pattern: both are tried.
+        """
         batches = self._context.ledger.read(self._job)
+        is_mixed = self._options.regex and bool(self._job.transaction.retry_of)
+        if exact or is_mixed:
+            batches = in_batches(self._look_up(batches, exact=True), _BATCH)
+        if not exact:
+            batches = in_batches(self._look_up(batches, regex=self._options.regex), _BATCH)
+        for unmatched in batches:
+            self._ctx.failures((path, *NOT_FOUND) for path in unmatched)
+            self._files += len(unmatched)
+        return self._done(files_total=self._files, bytes_total=self._bytes)
+
+    def _look_up(
+        self, batches: Iterable[Sequence[str]], *, regex: bool = False, exact: bool = False
+    ) -> Iterator[str]:
+        """Plan what ``batches`` mean; the paths that mean nothing."""
+        header = catalog.ResolveFilesRequest.Header(
+            holdings=self._options.holdings, regex=regex, exact=exact
+        )
         for answer in _bounded(self._context.catalog.resolve(header, batches)):
             self._ctx.check()
             for file in answer.files:
                 self._add(file)
-            self._ctx.failures((path, *NOT_FOUND) for path in answer.unmatched)
-            self._files += len(answer.unmatched)
-        return self._done(files_total=self._files, bytes_total=self._bytes)
+            yield from answer.unmatched
 
     def again(self, task: task_pb2.FilesTask) -> Done:
         """These files were counted when they were met first."""
+        self._ctx.files_at_stake = spans.count(task.files)
         for file in self._context.catalog.files(task.files):
             self._add(file)
         return self._done()

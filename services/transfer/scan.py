@@ -63,9 +63,9 @@ class _Scan:
 
     def run(self, paths: list[bytes]) -> Done:
         transaction = self._job.transaction
-        answers = self._context.catalog.register(
-            transaction.holding_id, transaction.id, self._batches(paths)
-        )
+        # A retry goes on with the files that the first attempt registered.
+        put = transaction.origin or transaction.id
+        answers = self._context.catalog.register(transaction.holding_id, put, self._batches(paths))
         for answer in answers:
             self._registered(self._sent.pop(0), answer)
         crash.point("transfer.scan.registered")

@@ -41,9 +41,16 @@ def cancel(id: str, as_json: bool) -> None:
 @click.command()
 @opt.options(opt.id_argument, opt.wait_option, opt.json_option, opt.verbose_option)
 def retry(id: str, wait: bool, as_json: bool) -> int:
-    """Run again what failed in transaction ID."""
+    """Run again what failed in transaction ID, as a new transaction.
+
+    A transaction has one retry, which a repeat of this command shows. What failed in the retry is
+    run again by `nlds retry` with the id of that one.
+    """
     with connected() as client:
-        return accepted(client, client.retry(id), wait, as_json)
+        again = client.retry(id)
+        if is_final(again.state):
+            click.echo(f"it was run again already, as {again.id}", err=True)
+        return accepted(client, again, wait, as_json)
 
 
 COMMANDS = (watch, cancel, retry)

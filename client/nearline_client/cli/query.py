@@ -184,10 +184,22 @@ def usage(group: str, as_json: bool) -> None:
 
 
 @click.command()
-@opt.options(opt.json_option, opt.verbose_option)
-def system(as_json: bool) -> None:
+@opt.options(
+    click.option(
+        "-P", "--parked", is_flag=True, help="Tasks that were given up; for a MANAGER of groups."
+    ),
+    opt.group_option,
+    opt.json_option,
+    opt.verbose_option,
+)
+def system(parked: bool, group: str, as_json: bool) -> None:
     """Show how well the services and their workers are."""
+    if group and not parked:
+        raise click.UsageError("-g goes with -P")
     with connected() as client:
+        if parked:
+            _print(client.parked(group), as_json, views.show_parked)
+            return
         answer = client.system()
         if as_json:
             print_json([answer])

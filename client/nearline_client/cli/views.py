@@ -10,7 +10,7 @@ from nearline_client.cli.render import human_size, local_time, print_fields, pri
 if TYPE_CHECKING:
     from nearline.catalog.v1.catalog_pb2 import GetUsageResponse
     from nearline.gateway.v1.gateway_pb2 import GetSystemResponse
-    from nearline.monitor.v1.monitor_pb2 import Worker
+    from nearline.monitor.v1.monitor_pb2 import ParkedTask, Worker
     from nearline.type.v1.storage_pb2 import File, Holding, Location
     from nearline.type.v1.task_pb2 import Task
     from nearline.type.v1.transaction_pb2 import Failure, Transaction
@@ -124,6 +124,29 @@ def show_tasks(tasks: Iterable[Task]) -> None:
     )
 
 
+def show_parked(parked: Iterable[ParkedTask]) -> None:
+    """A table of tasks that were given up."""
+    print_table(
+        (">ID", "KIND", "ENDED", "USER", "GROUP", "TRANSACTION", ">FILES", "CODE", "WORKER", "WHY"),
+        (
+            (
+                str(each.task.id),
+                _name(each.task.Kind, each.task.kind),
+                local_time(each.ended_at),
+                each.user,
+                each.group,
+                each.task.transaction_id,
+                str(each.task.files_failed),
+                each.code,
+                each.task.worker,
+                each.task.note,
+            )
+            for each in parked
+        ),
+        "no task was given up within the last week",
+    )
+
+
 def show_usage(usages: Iterable[GetUsageResponse]) -> None:
     """A table with a line for each group."""
     print_table(
@@ -178,7 +201,8 @@ def show_system(system: GetSystemResponse) -> None:
             (
                 "tasks",
                 f"{system.tasks_ready} ready, {system.tasks_leased} running,"
-                f" {system.tasks_delayed} waiting",
+                f" {system.tasks_delayed} waiting"
+                + (f", {system.tasks_parked} given up" if system.tasks_parked else ""),
             ),
             *(
                 (f"worker {worker.id}", worker.trouble or "connection lost")
@@ -218,6 +242,7 @@ def _transaction_fields(each: Transaction) -> Iterator[tuple[str, str]]:
     yield "action", action_name(each)
     yield "state", state_name(each)
     yield "user", f"{each.user or 'system'}, group {each.group}"
+    yield "retry of", each.retry_of
     yield "job label", each.job_label
     yield "label", each.label
     yield "holding", str(each.holding_id or "")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 
-import pytest
-
 from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Transaction
@@ -190,8 +188,6 @@ async def test_ended_transactions_stay_as_they_are(database_config: DatabaseConf
         before = await ended(one.stub, id_)
         await one.stub.CancelTransaction(pb.CancelTransactionRequest(id=id_))
         assert await get(one.stub, id_) == before
-        with pytest.raises(Exception, match="not built yet"):
-            await one.stub.RetryTransaction(pb.RetryTransactionRequest(id=id_))
 
 
 def _fields(config: LedgerConfig) -> dict[str, float]:

@@ -1,0 +1,203 @@
+"""Running again what failed: only that, once, by its owner; what was given up is listed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from nearline.monitor.v1 import monitor_pb2 as pb
+from nearline.type.v1.identity_pb2 import Identity
+from nearline.type.v1.task_pb2 import FilesTask, Task
+from nearline.type.v1.transaction_pb2 import Transaction
+from services.kit.config import DatabaseConfig
+from services.kit.errors import InvalidArgument, from_rpc_error
+from services.kit.jobs import Done, Job, JobContext, new_task
+from tests.service.monitor.asynctests import sync
+from tests.service.monitor.rig import (
+    QUICK,
+    Replica,
+    ended,
+    get,
+    replica,
+    spec,
+    submit,
+    until,
+    worker,
+)
+
+EXACT = FilesTask(exact=True).SerializeToString()
+
+
+def who(user: str = "alice", *groups: str) -> Identity:
+    named = groups or ("ocean",)
+    return Identity(
+        user=user, groups=[Identity.GroupRole(group=g, role=Identity.USER) for g in named]
+    )
+
+
+async def retry(one: Replica, id_: str, identity: Identity | None = None) -> Transaction:
+    request = pb.RetryTransactionRequest(
+        id=id_,
+        identity=identity or who(),
+        asked_kind=Task.RESOLVE,
+        met_task=pb.NewTask(kind=Task.RESOLVE, payload=EXACT),
+    )
+    answer = await one.stub.RetryTransaction(request)
+    return Transaction.FromString(answer.transaction.SerializeToString())
+
+
+async def refusal(one: Replica, id_: str, identity: Identity | None = None) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await retry(one, id_, identity)
+    return from_rpc_error(refused.value).reason
+
+
+def paths_of(one: Replica, id_: str) -> list[list[str]]:
+    statement = "SELECT paths FROM path_chunk WHERE transaction_id = %s ORDER BY chunk"
+    return [paths for (paths,) in one.rows(statement, (id_,))]
+
+
+class Files:
+    """Workers of a request for files, some of which fail as long as ``broken`` says so."""
+
+    def __init__(self, *broken: str) -> None:
+        self.broken = set(broken)
+        self.done: list[str] = []
+        self.payloads: list[bytes] = []
+
+    def resolve(self, job: Job, context: JobContext) -> Done:
+        self.payloads.append(job.payload)
+        return Done(files_total=1, follow_ups=[new_task(Task.DOWNLOAD, FilesTask(), files=1)])
+
+    def download(self, job: Job, context: JobContext) -> Done:
+        if "task" in self.broken:
+            context.files_at_stake = 1
+            raise InvalidArgument("BROKEN", "it cannot be done")
+        failed = [p for p in ("/a", "/b") if p in self.broken]
+        context.failures((path, "NO_SPACE", "full") for path in failed)
+        self.done += [p for p in ("/a", "/b") if p not in self.broken]
+        return Done(files_done=1 - len(failed))
+
+    @property
+    def handlers(self) -> dict[Any, Any]:
+        return {Task.RESOLVE: self.resolve, Task.DOWNLOAD: self.download}
+
+
+@sync
+async def test_only_failed_files_are_run_again_and_only_once(
+    database_config: DatabaseConfig,
+) -> None:
+    files = Files("/a")
+    async with replica(database_config) as one, worker(one.peer, files.handlers):
+        asked = spec(action=Transaction.GET)
+        id_ = await submit(one.stub, asked, paths=["/x"], chunk_kind=Task.RESOLVE)
+        old = await ended(one.stub, id_)
+        assert old.state == Transaction.FAILED
+        files.broken.clear()
+        first = await retry(one, id_)
+        assert first.retry_of == id_
+        assert paths_of(one, first.id) == [["/a"]]
+        new = await ended(one.stub, first.id)
+        assert new.state == Transaction.COMPLETE
+        assert files.payloads == [b"", EXACT]
+        assert (await retry(one, id_)) == new
+        assert len(one.rows("SELECT 1 FROM txn")) == 2
+        assert await get(one.stub, id_) == old
+        assert await refusal(one, first.id) == "NOTHING_FAILED"
+
+
+@sync
+async def test_what_was_given_up_is_run_again_as_it_was_and_its_files_counted(
+    database_config: DatabaseConfig,
+) -> None:
+    files = Files("task")
+    async with replica(database_config) as one, worker(one.peer, files.handlers):
+        asked = spec(action=Transaction.GET)
+        id_ = await submit(one.stub, asked, paths=["/x"], chunk_kind=Task.RESOLVE)
+        old = await ended(one.stub, id_)
+        assert (old.state, old.files_total, old.files_failed) == (Transaction.FAILED, 1, 1)
+        parked = [
+            each
+            async for answer in one.stub.ListParkedTasks(pb.ListParkedTasksRequest())
+            for each in answer.tasks
+        ]
+        assert [(each.user, each.code, each.task.kind) for each in parked] == [
+            ("alice", "BROKEN", Task.DOWNLOAD)
+        ]
+        assert (await one.stub.ListWorkers(pb.ListWorkersRequest())).parked == 1
+        files.broken.clear()
+        new = await ended(one.stub, (await retry(one, id_)).id)
+        assert (new.state, new.files_total, new.files_done) == (Transaction.COMPLETE, 1, 1)
+        assert files.payloads == [b""]
+
+
+@sync
+async def test_paths_that_meant_nothing_are_asked_for_as_before(
+    database_config: DatabaseConfig,
+) -> None:
+    missing = {"/gone", "/away"}
+    seen: list[tuple[bytes, int | None]] = []
+
+    def resolve(job: Job, context: JobContext) -> Done:
+        seen.append((job.payload, job.chunk))
+        context.failures((path, "NOT_FOUND", "nothing there") for path in sorted(missing))
+        return Done(files_total=3, files_done=3 - len(missing))
+
+    async with replica(database_config) as one, worker(one.peer, {Task.RESOLVE: resolve}):
+        asked = spec(action=Transaction.STAGE)
+        id_ = await submit(
+            one.stub, asked, paths=["/here", "/gone", "/away"], chunk_kind=Task.RESOLVE
+        )
+        assert (await ended(one.stub, id_)).state == Transaction.COMPLETE_WITH_ERRORS
+        again = await retry(one, id_)
+        assert paths_of(one, again.id) == [["/away", "/gone"]]
+        await ended(one.stub, again.id)
+        assert seen == [(b"", 0), (b"", 0)]
+        # A retry has a retry of its own, which knows where the chain began.
+        last = await retry(one, again.id)
+        assert last.retry_of == again.id
+        stored = one.rows("SELECT spec FROM txn WHERE id = %s", (last.id,))[0][0]
+        assert pb.TransactionSpec.FromString(bytes(stored)).origin == id_
+
+
+@sync
+async def test_a_retry_that_cannot_be_is_refused_with_its_reason(
+    database_config: DatabaseConfig,
+) -> None:
+    files = Files("/a", "/b")
+    async with replica(database_config) as one:
+        asked = spec(action=Transaction.GET)
+        id_ = await submit(one.stub, asked, paths=["/x"], chunk_kind=Task.RESOLVE)
+        assert await refusal(one, id_) == "STILL_RUNNING"
+        system = await submit(one.stub, spec(action=Transaction.EVICT), [new_task(Task.EVICT)])
+        assert await refusal(one, system) == "RETRY_NOT_OFFERED"
+        async with worker(one.peer, files.handlers):
+            await ended(one.stub, id_)
+        assert await refusal(one, id_, who("bob")) == "TRANSACTION_FOREIGN"
+        assert await refusal(one, id_, who("alice", "ice")) == "GROUP_LEFT"
+        one.change("DELETE FROM task")
+        assert await refusal(one, id_) == "RETRY_TOO_LATE"
+
+
+@sync
+async def test_a_task_that_kills_its_workers_is_parked_with_all_its_files(
+    database_config: DatabaseConfig,
+) -> None:
+    async with replica(database_config) as one:
+        id_ = await submit(one.stub, spec(), [new_task(Task.UPLOAD, files=7)])
+        one.change("UPDATE task SET lost = %s", (QUICK.most_lost_leases - 1,))
+        one.change(
+            "INSERT INTO worker (name, service, host, version, slots, session, connected, seen_at)"
+            " VALUES ('dead', 'transfer', '', '', 1, 1, false, now() - interval '1 hour')"
+        )
+        one.change("UPDATE task SET state = 2, token = 1, holder = (SELECT id FROM worker)")
+        failed = await ended(one.stub, id_)
+        assert (failed.state, failed.files_failed) == (Transaction.FAILED, 7)
+        await until(lambda: one.rows("SELECT 1 FROM task WHERE state = 6"))
+        request = pb.ListParkedTasksRequest(visibility=pb.Visibility(groups=["ocean"]))
+        (answer,) = [answer async for answer in one.stub.ListParkedTasks(request)]
+        assert answer.tasks[0].code == "WORKER_LOST"
+        other = pb.ListParkedTasksRequest(visibility=pb.Visibility(groups=["ice"]))
+        assert not [answer async for answer in one.stub.ListParkedTasks(other)]
