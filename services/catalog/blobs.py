@@ -89,10 +89,12 @@ def require_holding(connection: Connection, holding_id: int) -> None:
         raise NotFound("HOLDING_NOT_FOUND", f"there is no holding {holding_id}")
 
 
-def listed(connection: Connection, request: ListBlobsRequest, after: int) -> list[Blob]:
+def listed(
+    connection: Connection, request: ListBlobsRequest, after: int, limit: int = PAGE
+) -> list[Blob]:
     """The next page of blobs with numbers above ``after``."""
     columns = blob_table.c
-    statement = select(blob_table).where(columns.id > after).order_by(columns.id).limit(PAGE)
+    statement = select(blob_table).where(columns.id > after).order_by(columns.id).limit(limit)
     if request.tier:
         statement = statement.where(columns.tier == request.tier)
     if request.states:
@@ -104,7 +106,7 @@ def listed(connection: Connection, request: ListBlobsRequest, after: int) -> lis
     if request.min_age_seconds:
         oldest = text("now() - make_interval(secs => :age)").bindparams(age=request.min_age_seconds)
         statement = statement.where(columns.created_at <= oldest)
-    return [message(row) for row in connection.execute(statement)]
+    return [_described(row) for row in connection.execute(statement)]
 
 
 def message(row: Row[Any]) -> Blob:
@@ -120,6 +122,13 @@ def message(row: Row[Any]) -> Blob:
         holding_id=row.holding_id,
         files=row.files,
     )
+
+
+def _described(row: Row[Any]) -> Blob:
+    blob = message(row)
+    blob.writer = row.writer
+    blob.created_at.FromDatetime(row.created_at)
+    return blob
 
 
 def touch(connection: Connection, blobs: Iterable[int]) -> None:

@@ -7,9 +7,17 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Row, text
 
-from nearline.type.v1.storage_pb2 import Attributes, File, Holding, Location, Slice, StoredFile
+from nearline.type.v1.storage_pb2 import (
+    Attributes,
+    Blob,
+    File,
+    Holding,
+    Location,
+    Slice,
+    StoredFile,
+)
 from services.catalog import paths
-from services.catalog.rules import CACHE, FILE_REGISTERED
+from services.catalog.rules import CACHE, FILE_LOST, FILE_REGISTERED
 
 FileRow: TypeAlias = Row[Any]
 SliceRow: TypeAlias = Row[Any]
@@ -24,6 +32,11 @@ _SLICES = text("""
     FROM location l JOIN blob b ON b.id = l.blob_id
     WHERE l.file_id = ANY(:files)
     ORDER BY l.file_id, b.tier, l.copy
+""")
+_BAD_COPIES = text("""
+    SELECT DISTINCT t.file_id, b.tier FROM fault t JOIN blob b ON b.id = t.blob_id
+    WHERE t.file_id = ANY(:files) AND t.repaired_at IS NULL
+    ORDER BY t.file_id, b.tier
 """)
 _OWNERS = text("SELECT id, label, user_name, group_name FROM holding WHERE id = ANY(:holdings)")
 _PUTS = text("SELECT id, CAST(transaction_id AS text) AS name FROM put WHERE id = ANY(:puts)")
@@ -89,12 +102,12 @@ def xattrs_json(attributes: Attributes) -> dict[str, str] | None:
 
 def found_files(connection: Connection, rows: Sequence[FileRow]) -> list[File]:
     """The rows as users see them."""
-    slices = slices_of(connection, rows)
+    places = _locations(connection, rows)
     holdings = {row.holding_id for row in rows}
     owners = {row.id: row for row in connection.execute(_OWNERS, {"holdings": list(holdings)})}
     puts = _transactions(connection, {row.put_id for row in rows})
     return [
-        _file(row, owners[row.holding_id], puts[row.put_id], slices.get(row.id, ())) for row in rows
+        _file(row, owners[row.holding_id], puts[row.put_id], places.get(row.id, ())) for row in rows
     ]
 
 
@@ -133,7 +146,19 @@ def _slice(row: SliceRow, length: int) -> Slice:
     )
 
 
-def _file(row: FileRow, owner: Row[Any], transaction: str, copies: Sequence[SliceRow]) -> File:
+def _locations(connection: Connection, rows: Sequence[FileRow]) -> dict[int, list[Location]]:
+    """The copies of files by number: readable ones, or for a lost file those that went bad."""
+    places = {
+        number: [Location(tier=copy.tier, state=copy.state) for copy in copies]
+        for number, copies in slices_of(connection, rows).items()
+    }
+    lost = [row.id for row in rows if row.state == FILE_LOST]
+    for bad in connection.execute(_BAD_COPIES, {"files": lost}) if lost else ():
+        places.setdefault(bad.file_id, []).append(Location(tier=bad.tier, state=Blob.LOST))
+    return places
+
+
+def _file(row: FileRow, owner: Row[Any], transaction: str, places: Sequence[Location]) -> File:
     message = File(
         id=row.id,
         path=row.path,
@@ -147,7 +172,7 @@ def _file(row: FileRow, owner: Row[Any], transaction: str, copies: Sequence[Slic
         holding_id=row.holding_id,
         label=owner.label,
         transaction_id=transaction,
-        locations=[Location(tier=copy.tier, state=copy.state) for copy in copies],
+        locations=places,
         url=paths.url(row.holding_id, row.path),
         user=owner.user_name,
         group=owner.group_name,

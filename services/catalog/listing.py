@@ -76,9 +76,16 @@ async def list_blobs(
     """Blobs by ascending number."""
     after = rules.check_number(request.after, "after")
     rules.check_number(request.holding_id, "holding_id")
-    while found := await database.read(blobs.listed, request, after):
-        yield api.ListBlobsResponse(blobs=found)
-        after = found[-1].id
+    left = request.limit or None
+    while left != 0:
+        limit = blobs.PAGE if left is None else min(blobs.PAGE, left)
+        found = await database.read(blobs.listed, request, after, limit)
+        if found:
+            yield api.ListBlobsResponse(blobs=found)
+            after = found[-1].id
+        if len(found) < limit:
+            return
+        left = None if left is None else left - len(found)
 
 
 async def list_archivable(

@@ -1,4 +1,4 @@
-"""What the catalog does by itself: summing up changes of usage, forgetting expired pins.
+"""What the catalog does by itself: summing up usage, forgetting expired pins, counting faults.
 
 Every replica does it; the statements do not get in each other's way.
 """
@@ -6,13 +6,18 @@ Every replica does it; the statements do not get in each other's way.
 import asyncio
 
 import structlog
+from prometheus_client import Gauge
 from sqlalchemy import Connection, text
 
-from services.catalog import pins, usage
+from nearline.type.v1.storage_pb2 import Blob
+from services.catalog import faults, pins, usage
 from services.kit.db import Database
 from services.kit.errors import NearlineError
 
 _TABLES = text("SELECT to_regclass('location') IS NOT NULL")
+
+_FAULTS = Gauge("faults_open", "Copies found bad and not replaced yet.", ("tier",))
+_LOST = Gauge("files_lost", "Files without any readable copy.")
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +43,7 @@ class Maintenance:
         """Tidy up now."""
         await self._database.write(usage.fold)
         await self._database.write(pins.expire)
+        _show_faults(*await self._database.read(faults.open_counts))
 
     async def ready(self) -> bool:
         """Whether the database answers and has its tables."""
@@ -53,6 +59,12 @@ class Maintenance:
             except Exception:
                 # A bug here must not end the loop unseen; the next round tries again.
                 log.exception("maintenance")
+
+
+def _show_faults(by_tier: dict[int, int], lost: int) -> None:
+    for tier in (Blob.CACHE, Blob.TAPE):
+        _FAULTS.labels(Blob.Tier.Name(tier).lower()).set(by_tier.get(tier, 0))
+    _LOST.set(lost)
 
 
 def _has_tables(connection: Connection) -> bool:

@@ -7,6 +7,7 @@ other takes. A trigger refuses to delete the last location of a file that is not
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import structlog
 from sqlalchemy import Connection, Row, text
 
 from nearline.catalog.v1.catalog_pb2 import ReportFaultRequest
@@ -32,6 +33,8 @@ from services.catalog.rules import (
 )
 from services.kit.errors import FailedPrecondition, NotFound
 
+log = structlog.get_logger(__name__)
+
 _REACHABLE = (SAFE, REMOVING, REMOVED, LOST)
 
 _LOCK = text("SELECT * FROM blob WHERE id = ANY(:blobs) ORDER BY id FOR UPDATE")
@@ -56,6 +59,7 @@ _LOCK_IDLE = text(f"""
 """)
 # A file that is not SAFE on tape, or that somebody pinned, keeps its whole blob. For the counts see
 # the same in `seal`.
+# So does a bad copy that is the only one: somebody may still want to save what is left of it.
 _HELD = text(f"""
     SELECT l.blob_id FROM location l WHERE l.blob_id = ANY(:blobs) AND (
         SELECT count(*) FROM location t JOIN blob b ON b.id = t.blob_id
@@ -64,6 +68,9 @@ _HELD = text(f"""
     SELECT l.blob_id FROM pin p
     JOIN location l ON int8range(p.first, p.last, '[]') @> l.file_id
     WHERE l.blob_id = ANY(:blobs) AND p.until > now()
+    UNION
+    SELECT t.blob_id FROM fault t JOIN file f ON f.id = t.file_id
+    WHERE t.blob_id = ANY(:blobs) AND t.repaired_at IS NULL AND f.state = {FILE_LOST}
 """)
 _LAST_COPIES = text("""
     SELECT count(*) FROM location l WHERE l.blob_id = ANY(:blobs) AND (
@@ -88,7 +95,8 @@ _NOTE_FAULTS = text("""
     INSERT INTO fault (blob_id, file_id, "offset", reason)
     SELECT blob_id, file_id, "offset", :reason FROM location
     WHERE blob_id = ANY(:blobs) AND (:whole OR file_id = ANY(:files))
-    ON CONFLICT (blob_id, file_id) DO NOTHING
+    ON CONFLICT (blob_id, file_id) DO UPDATE
+    SET reason = excluded.reason, reported_at = now(), repaired_at = NULL, repair = NULL
 """)
 _MARK_LOST = text(f"""
     UPDATE file f SET state = {FILE_LOST} FROM location l
@@ -108,6 +116,11 @@ _DROP = text("""
 _RECOUNT = text("""
     UPDATE blob SET files = (SELECT count(*) FROM location WHERE blob_id = :blob)
     WHERE id = :blob RETURNING files
+""")
+_CLOSE_FAULTS = text(f"""
+    UPDATE fault t SET repaired_at = now(), repair = 'its blob was removed' FROM file f
+    WHERE t.blob_id = ANY(:blobs) AND t.repaired_at IS NULL
+        AND f.id = t.file_id AND f.state <> {FILE_LOST}
 """)
 _ARCHIVE_AGAIN = text("UPDATE blob SET needs_archive = true WHERE id = ANY(:blobs)")
 _LOST_FILES = text(f"""
@@ -155,8 +168,8 @@ def evict(connection: Connection, blobs: Iterable[int], most_bytes: int) -> list
     return done
 
 
-def set_states(connection: Connection, blobs: Sequence[int], state: int) -> int:
-    """Move blobs to ``state``; how many were not there before.
+def set_states(connection: Connection, blobs: Sequence[int], state: int, only_from: int = 0) -> int:
+    """Move blobs to ``state``, or those that are in ``only_from``; how many were not there before.
 
     FailedPrecondition: a step that is not allowed, or that takes the last copy of a file.
     """
@@ -165,7 +178,7 @@ def set_states(connection: Connection, blobs: Sequence[int], state: int) -> int:
             "state", "must be SAFE, REMOVING, REMOVED or LOST; RecordBlob sets the others"
         )
     hold(connection, Lock.REMOVE)
-    rows = _locked(connection, blobs)
+    rows = [row for row in locked(connection, blobs) if only_from in (0, row.state)]
     changing = [row for row in rows if step_needed(row.id, row.tier, row.state, state)]
     numbers = [row.id for row in changing]
     if state == LOST:
@@ -180,6 +193,7 @@ def set_states(connection: Connection, blobs: Sequence[int], state: int) -> int:
     connection.execute(_SET, {"state": state, "blobs": numbers})
     if state in (REMOVING, REMOVED):
         connection.execute(_FREE_SOURCES, {"blobs": numbers})
+        connection.execute(_CLOSE_FAULTS, {"blobs": numbers})
     return len(numbers)
 
 
@@ -189,13 +203,14 @@ def report_fault(connection: Connection, request: ReportFaultRequest) -> list[in
     for number in request.file_ids:
         check_number(number, "file_ids", least=1)
     hold(connection, Lock.REMOVE)
-    (row,) = _locked(connection, [request.blob_id])
+    (row,) = locked(connection, [request.blob_id])
     if row.state in READABLE:
         _fail(connection, row.id, list(request.file_ids), request.reason)
     return list(connection.scalars(_LOST_FILES, _which([row.id], list(request.file_ids))))
 
 
-def _locked(connection: Connection, blobs: Sequence[int]) -> Sequence[Row[Any]]:
+def locked(connection: Connection, blobs: Sequence[int]) -> Sequence[Row[Any]]:
+    """The rows of blobs, kept as they are until the end. NotFound: one is missing."""
     rows = connection.execute(_LOCK, {"blobs": list(blobs)}).all()
     missing = set(blobs) - {row.id for row in rows}
     if missing:
@@ -228,14 +243,18 @@ def _remove(connection: Connection, blobs: Sequence[int]) -> None:
         return
     _drop(connection, blobs, [])
     connection.execute(_SET, {"state": REMOVING, "blobs": list(blobs)})
+    connection.execute(_CLOSE_FAULTS, {"blobs": list(blobs)})
 
 
 def _fail(connection: Connection, blob: int, files: list[int], reason: str) -> None:
     """Forget copies of a blob that were found bad; it is LOST once none is left."""
     which = _which([blob], files)
     neighbours = _lock_copies(connection, which)
-    connection.execute(_NOTE_FAULTS, {**which, "reason": reason})
-    connection.execute(_MARK_LOST, which)
+    faults = connection.execute(_NOTE_FAULTS, {**which, "reason": reason}).rowcount
+    log.warning("copies_faulty", blob=blob, files=faults, reason=reason)
+    lost = connection.execute(_MARK_LOST, which).rowcount
+    if lost:
+        log.error("files_lost", blob=blob, files=lost, reason=reason)
     _drop(connection, [blob], files)
     if not connection.scalar(_RECOUNT, {"blob": blob}):
         connection.execute(_SET, {"state": LOST, "blobs": [blob]})

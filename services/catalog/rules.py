@@ -99,6 +99,19 @@ def seal_is_repeat(seal: Seal, present: int, size: int, adler32: int, answered: 
     )
 
 
+def check_reinstated(blob_id: int, tier: int, present: int, wanted: int) -> None:
+    """Refuse to read copies of a blob again whose bytes go, or to make it what it cannot be."""
+    if wanted not in _SEALED[tier]:
+        names = " or ".join(_state(state) for state in sorted(_SEALED[tier]))
+        raise invalid("state", f"must be {names} for a blob in {Blob.Tier.Name(_tier(tier))}")
+    if present not in (*READABLE, LOST):
+        raise FailedPrecondition(
+            "BLOB_STATE",
+            f"blob {blob_id} is {_state(present)}: its bytes go, or never were complete",
+            blob_id=blob_id,
+        )
+
+
 def default_labels(transaction_id: str) -> list[str]:
     """Labels for a new holding, in the order to try: longer ones if the first is taken."""
     return [transaction_id[:8], transaction_id[:13], transaction_id]

@@ -102,6 +102,12 @@ _LOCATE = text(f"""
     SELECT file_id, :blob, "offset", :tier FROM member WHERE verdict = {_ACCEPTED}
     ORDER BY file_id
 """)
+_REPAIR = text(f"""
+    UPDATE fault t SET repaired_at = now(), repair = CAST(:repair AS text)
+    FROM member m, blob b
+    WHERE t.repaired_at IS NULL AND t.file_id = m.file_id AND m.verdict = {_ACCEPTED}
+        AND b.id = t.blob_id AND b.tier = :tier
+""")
 _COUNTS = text(f"""
     SELECT count(*) FILTER (WHERE verdict = {_ACCEPTED}) AS accepted,
         count(*) FILTER (WHERE verdict = {_REDUNDANT}) AS redundant,
@@ -206,6 +212,8 @@ def _store(connection: Connection, seal: Seal, blob: Row[Any]) -> dict[str, Any]
     connection.execute(_STORE)
     connection.execute(_REVIVE)
     connection.execute(_LOCATE, {"blob": seal.blob_id, "tier": blob.tier})
+    repair = f"written anew into blob {seal.blob_id}"
+    connection.execute(_REPAIR, {"repair": repair, "tier": blob.tier})
     counts = connection.execute(_COUNTS).one()
     _account(connection, blob, counts)
     refused = connection.execute(_REFUSED).all()

@@ -7,7 +7,19 @@ import grpc
 
 from nearline.catalog.v1 import catalog_pb2 as api
 from nearline.catalog.v1 import catalog_pb2_grpc
-from services.catalog import archive, blobs, evict, find, holdings, listing, pins, removal, rules
+from services.catalog import (
+    archive,
+    blobs,
+    evict,
+    faults,
+    find,
+    holdings,
+    listing,
+    pins,
+    removal,
+    rules,
+    stale,
+)
 from services.catalog import register as registering
 from services.catalog import seal as sealing
 from services.catalog import usage as usages
@@ -119,7 +131,9 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
         self, request: api.SetBlobStatesRequest, context: Context
     ) -> api.SetBlobStatesResponse:
         rules.check_number(len(request.blob_ids), "blob_ids", most=blobs.MOST_BLOBS)
-        changed = await self._database.write(removal.set_states, request.blob_ids, request.state)
+        changed = await self._database.write(
+            removal.set_states, request.blob_ids, request.state, request.only_from
+        )
         return api.SetBlobStatesResponse(changed=changed)
 
     async def ClaimEviction(  # noqa: N802
@@ -139,6 +153,35 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     ) -> api.ReportFaultResponse:
         lost = await self._database.write(removal.report_fault, request)
         return api.ReportFaultResponse(lost_file_ids=lost)
+
+    async def ListFaults(  # noqa: N802
+        self, request: api.ListFaultsRequest, context: Context
+    ) -> AsyncIterator[api.ListFaultsResponse]:
+        async for answer in faults.list_faults(self._database, request):
+            yield answer
+
+    async def ReinstateCopies(  # noqa: N802
+        self, request: api.ReinstateCopiesRequest, context: Context
+    ) -> api.ReinstateCopiesResponse:
+        reinstated = await self._database.write(faults.reinstate, request)
+        return api.ReinstateCopiesResponse(reinstated=reinstated)
+
+    async def ClaimReplaced(  # noqa: N802
+        self, request: api.ClaimReplacedRequest, context: Context
+    ) -> api.ClaimReplacedResponse:
+        claimed = await self._database.write(faults.claim_replaced, request)
+        return api.ClaimReplacedResponse(blobs=claimed)
+
+    async def ListStalePuts(  # noqa: N802
+        self, request: api.ListStalePutsRequest, context: Context
+    ) -> AsyncIterator[api.ListStalePutsResponse]:
+        async for answer in stale.list_puts(self._database, request):
+            yield answer
+
+    async def ForgetPuts(  # noqa: N802
+        self, request: api.ForgetPutsRequest, context: Context
+    ) -> api.ForgetPutsResponse:
+        return await stale.forget(self._database, request)
 
     async def GetUsage(  # noqa: N802
         self, request: api.GetUsageRequest, context: Context

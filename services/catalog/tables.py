@@ -192,7 +192,11 @@ fault = Table(
     Column("offset", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("reported_at", _TIME, nullable=False, server_default=func.now()),
+    # When and how the file got a good copy in its place; null while the fault is open.
+    Column("repaired_at", _TIME),
+    Column("repair", Text),
     PrimaryKeyConstraint("blob_id", "file_id"),
+    Index("fault_open", "file_id", postgresql_where=text("repaired_at IS NULL")),
 )
 
 pin = Table(

@@ -55,7 +55,7 @@ def test_the_program_migrates_serves_and_ends(empty: DatabaseConfig, tmp_path: P
         subprocess.run([*program, "migrate", "--config", config], check=True, timeout=60)
     database = Database(empty)
     with database.connect() as connection:
-        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0001"
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0002"
     database.close()
     log = tmp_path / "log"
     with log.open("w") as errors:

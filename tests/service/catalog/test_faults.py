@@ -1,0 +1,274 @@
+"""Copies found bad: on record until they are replaced, back in use when they turn out good."""
+
+from __future__ import annotations
+
+import pytest
+
+from nearline.catalog.v1 import catalog_pb2 as api
+from nearline.type.v1.storage_pb2 import Blob
+from tests.service.catalog.harness import Catalog, a_file, members, refused
+
+
+def faults(catalog: Catalog, **wanted: object) -> list[api.Fault]:
+    answers = catalog.stub.ListFaults(api.ListFaultsRequest(**wanted))  # type: ignore[arg-type]
+    return [fault for answer in answers for fault in answer.faults]
+
+
+def reinstate(catalog: Catalog, blob: Blob, *files: int, state: int = Blob.STORED) -> int:
+    request = api.ReinstateCopiesRequest(
+        blob_id=blob.id,
+        file_ids=files,
+        state=state,  # type: ignore[arg-type]
+    )
+    return catalog.stub.ReinstateCopies(request).reinstated
+
+
+def replaced(catalog: Catalog, tier: int, *, dry_run: bool = False) -> list[int]:
+    request = api.ClaimReplacedRequest(tier=tier, dry_run=dry_run)  # type: ignore[arg-type]
+    return [blob.id for blob in catalog.stub.ClaimReplaced(request).blobs]
+
+
+def copies(catalog: Catalog, number: int) -> list[int]:
+    return [piece.blob_id for piece in catalog.files([number])[0].slices]
+
+
+def test_a_fault_is_on_record_until_the_copy_is_replaced(catalog: Catalog) -> None:
+    put = catalog.open("label")
+    contents = {"/a": b"a", "/b": b"b"}
+    source, numbers = catalog.store(put, contents)
+    tape = catalog.archive(put, [source], state=Blob.SAFE)
+    assert faults(catalog) == []
+    assert catalog.fault(source, numbers["/a"]) == []
+    (fault,) = faults(catalog, open=True)
+    assert (fault.path, fault.key, fault.tier) == ("/a", source.key, Blob.CACHE)
+    assert (fault.reason, fault.lost, fault.label) == ("gone", False, "label")
+    assert fault.HasField("reported_at")
+    assert not fault.HasField("repaired_at")
+    assert copies(catalog, numbers["/a"]) == [tape.id], "the bad copy is not read any more"
+    (remade,) = catalog.allocate(put.holding.id)
+    catalog.record(remade, members({"/a": numbers["/a"]}, contents))
+    assert faults(catalog, open=True) == []
+    (fault,) = faults(catalog, file_ids=[numbers["/a"]])
+    assert fault.HasField("repaired_at")
+    assert fault.repair == f"written anew into blob {remade.id}"
+
+
+def test_a_copy_in_one_tier_does_not_repair_that_of_the_other(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, _ = catalog.store(put, {"/a": b"a"})
+    tape = catalog.archive(put, [source], state=Blob.SAFE)
+    catalog.fault(tape)
+    (blob,) = catalog.allocate(put.holding.id)
+    catalog.fault(source)
+    numbers = {f.path: f.id for f in catalog.find()}
+    catalog.record(blob, members(numbers, {"/a": b"a"}))
+    assert [fault.blob_id for fault in faults(catalog, open=True)] == [tape.id]
+    catalog.archive(put, [blob], state=Blob.SAFE)
+    assert faults(catalog, open=True) == []
+
+
+def test_faults_are_paged_and_filtered(catalog: Catalog) -> None:
+    put, other = catalog.open(), catalog.open(group="gws_two")
+    source, numbers = catalog.store(put, {f"/{n}": b"x" for n in range(5)})
+    elsewhere, _ = catalog.store(other, {"/x": b"x"})
+    catalog.fault(source)
+    catalog.fault(elsewhere)
+    (page,) = catalog.stub.ListFaults(api.ListFaultsRequest(limit=2, groups=["gws_one"]))
+    rest = faults(catalog, groups=["gws_one"], cursor=page.cursor)
+    assert [f.file_id for f in [*page.faults, *rest]] == sorted(numbers.values())
+    assert [f.group for f in faults(catalog, groups=["gws_two"])] == ["gws_two"]
+    assert faults(catalog, tier=Blob.TAPE) == []
+    with refused("INVALID_FIELD"):
+        faults(catalog, cursor=page.cursor)
+
+
+@pytest.mark.parametrize("tier", ["cache", "tape"])
+def test_a_lost_file_comes_back_with_its_copy(catalog: Catalog, tier: str) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"a", "/b": b"bb"})
+    tape = catalog.archive(put, [source], state=Blob.SAFE)
+    catalog.fault(source)
+    assert catalog.fault(tape) == sorted(numbers.values())
+    before = catalog.usage()
+    assert (before.files, before.cache_files, before.tape_files) == (2, 0, 0)
+    assert all(fault.lost for fault in faults(catalog, open=True))
+    blob, state = (source, Blob.STORED) if tier == "cache" else (tape, Blob.SAFE)
+    assert reinstate(catalog, blob, numbers["/b"], state=state) == 1
+    assert reinstate(catalog, blob, numbers["/b"], state=state) == 0, "a repeat changes nothing"
+    assert copies(catalog, numbers["/a"]) == []
+    assert copies(catalog, numbers["/b"]) == [blob.id]
+    assert (catalog.blobs()[blob.id].state, catalog.blobs()[blob.id].files) == (state, 1)
+    usage = catalog.usage()
+    assert usage.cache_bytes + usage.tape_bytes == 2
+    left = [(f.blob_id, f.path) for f in faults(catalog, open=True)]
+    assert (blob.id, "/b") not in left
+    assert len(left) == 3
+    archivable = [b.id for found in catalog.archivable() for b in found.blobs]
+    assert archivable == ([source.id] if tier == "cache" else [])
+
+
+def test_a_reinstated_tape_copy_frees_the_cache_copy(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"a"})
+    tape = catalog.archive(put, [source], state=Blob.SAFE)
+    catalog.fault(tape)
+    assert catalog.evict() == []
+    reinstate(catalog, tape, numbers["/a"], state=Blob.SAFE)
+    assert catalog.archivable() == []
+    assert [blob.id for blob in catalog.evict()] == [source.id]
+
+
+def test_a_copy_that_failed_again_is_a_fault_again(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"a"})
+    catalog.fault(source)
+    reinstate(catalog, source, numbers["/a"])
+    assert faults(catalog, open=True) == []
+    catalog.fault(source)
+    assert len(faults(catalog, open=True)) == 1
+
+
+def test_only_what_is_at_fault_and_not_going_is_reinstated(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"a", "/b": b"b"})
+    tape = catalog.archive(put, [source], state=Blob.SAFE)
+    catalog.fault(source, numbers["/a"])
+    assert reinstate(catalog, source, numbers["/b"]) == 0
+    with refused("INVALID_FIELD"):
+        reinstate(catalog, tape, numbers["/a"])
+    catalog.fault(source)
+    assert replaced(catalog, Blob.CACHE) == [source.id]
+    with refused("BLOB_STATE"):
+        reinstate(catalog, source, numbers["/a"])
+
+
+def test_what_is_lost_is_kept_until_each_file_of_it_is_replaced(catalog: Catalog) -> None:
+    put = catalog.open()
+    contents = {"/a": b"a", "/b": b"b"}
+    source, numbers = catalog.store(put, contents)
+    catalog.fault(source)
+    assert replaced(catalog, Blob.CACHE) == [], "somebody may still want to save it"
+    (half,) = catalog.allocate(put.holding.id)
+    catalog.record(half, members({"/a": numbers["/a"]}, contents))
+    assert replaced(catalog, Blob.CACHE) == []
+    (whole,) = catalog.allocate(put.holding.id)
+    catalog.record(whole, members({"/b": numbers["/b"]}, contents))
+    assert replaced(catalog, Blob.CACHE, dry_run=True) == [source.id]
+    assert catalog.blobs()[source.id].state == Blob.LOST
+    assert replaced(catalog, Blob.CACHE) == [source.id]
+    assert catalog.blobs()[source.id].state == Blob.REMOVING
+
+
+def test_a_bad_tape_file_is_kept_until_another_is_safe(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, _ = catalog.store(put, {"/a": b"a"})
+    tape = catalog.archive(put, [source], state=Blob.SAFE)
+    catalog.fault(tape)
+    again = catalog.archive(put, [source], state=Blob.WRITTEN)
+    assert replaced(catalog, Blob.TAPE) == []
+    catalog.set_state(Blob.SAFE, again)
+    assert replaced(catalog, Blob.TAPE) == [tape.id]
+
+
+def test_the_last_bad_copy_is_not_evicted_with_its_neighbours(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"a", "/b": b"b"})
+    catalog.fault(source, numbers["/a"])
+    catalog.archive(put, [source], state=Blob.SAFE)
+    assert catalog.evict() == []
+    assert reinstate(catalog, source, numbers["/a"]) == 1
+    catalog.archive(put, [source], state=Blob.SAFE)
+    assert [blob.id for blob in catalog.evict()] == [source.id]
+
+
+def test_eviction_closes_the_faults_of_what_it_takes(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"a", "/b": b"b"})
+    catalog.archive(put, [source], state=Blob.SAFE)
+    catalog.fault(source, numbers["/a"])
+    assert len(catalog.evict()) == 1
+    assert [fault.repair for fault in faults(catalog)] == ["its blob was removed"]
+
+
+def test_a_step_from_one_state_spares_what_went_on(catalog: Catalog) -> None:
+    put = catalog.open()
+    sealed, _ = catalog.store(put, {"/a": b"a"})
+    catalog.archive(put, [sealed], state=Blob.SAFE)
+    (writing,) = catalog.allocate(put.holding.id)
+    request = api.SetBlobStatesRequest(
+        blob_ids=[sealed.id, writing.id], state=Blob.REMOVING, only_from=Blob.WRITING
+    )
+    assert catalog.stub.SetBlobStates(request).changed == 1
+    states = catalog.blobs()
+    assert (states[sealed.id].state, states[writing.id].state) == (Blob.STORED, Blob.REMOVING)
+
+
+def test_lists_of_blobs_are_bounded_and_say_who_wrote_them(catalog: Catalog) -> None:
+    put = catalog.open()
+    blobs = catalog.allocate(put.holding.id, count=5)
+    found = catalog.blobs(limit=3)
+    assert list(found) == [blob.id for blob in blobs[:3]]
+    assert {blob.writer for blob in found.values()} == {"test"}
+    assert all(blob.HasField("created_at") for blob in found.values())
+
+
+# -- what PUTs left
+
+
+def stale(catalog: Catalog, age: int = 0) -> dict[str, api.ListStalePutsResponse.Put]:
+    answers = catalog.stub.ListStalePuts(api.ListStalePutsRequest(min_age_seconds=age))
+    return {put.transaction_id: put for answer in answers for put in answer.puts}
+
+
+def forget(catalog: Catalog, *names: str) -> tuple[int, int]:
+    answer = catalog.stub.ForgetPuts(api.ForgetPutsRequest(transaction_ids=names))
+    return answer.files, answer.holdings
+
+
+def test_a_put_that_stored_nothing_is_forgotten_with_its_holding(catalog: Catalog) -> None:
+    put = catalog.open("empty")
+    catalog.register(put, {"/a": a_file(10), "/b": a_file(20)})
+    (blob,) = catalog.allocate(put.holding.id)
+    found = stale(catalog)[put.transaction]
+    assert (found.files, found.bytes, found.empty_holding, found.label) == (2, 30, True, "empty")
+    assert stale(catalog, age=3600) == {}
+    assert forget(catalog, put.transaction) == (2, 0), "a blob of it may still be written"
+    assert stale(catalog)[put.transaction].files == 0
+    catalog.set_state(Blob.REMOVED, blob)
+    assert forget(catalog, put.transaction) == (0, 1)
+    assert forget(catalog, put.transaction) == (0, 0)
+    assert (stale(catalog), catalog.holdings()) == ({}, [])
+
+
+def test_an_empty_holding_goes_with_its_last_put(catalog: Catalog) -> None:
+    first = catalog.open("empty")
+    second = catalog.open("empty")
+    catalog.register(first, {"/a": a_file(10)})
+    (blob,) = catalog.allocate(first.holding.id)
+    catalog.set_state(Blob.REMOVED, blob)
+    assert forget(catalog, first.transaction) == (1, 0), "another PUT has it open"
+    assert forget(catalog, second.transaction, first.transaction) == (0, 1)
+    assert catalog.holdings() == []
+    assert stale(catalog) == {}
+
+
+def test_what_a_put_stored_stays(catalog: Catalog) -> None:
+    put = catalog.open()
+    catalog.store(put, {"/a": b"a"})
+    catalog.register(put, {"/b": a_file(5)})
+    assert stale(catalog)[put.transaction].empty_holding is False
+    assert forget(catalog, put.transaction) == (1, 0)
+    (file,) = catalog.find()
+    assert (file.path, file.transaction_id) == ("/a", put.transaction)
+    assert stale(catalog) == {}
+    usage = catalog.usage()
+    assert (usage.files, usage.bytes) == (1, 1)
+
+
+def test_a_late_upload_of_a_forgotten_put_is_told(catalog: Catalog) -> None:
+    put = catalog.open()
+    numbers = dict(zip(["/a"], catalog.register(put, {"/a": a_file(1)}).file_ids, strict=True))
+    (blob,) = catalog.allocate(put.holding.id)
+    forget(catalog, put.transaction)
+    answer = catalog.record(blob, members(numbers, {"/a": b"a"}))
+    assert (answer.unused, list(answer.missing_file_ids)) == (True, [numbers["/a"]])
