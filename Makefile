@@ -1,7 +1,7 @@
 # Each target is one line of real work; `bootstrap` is quick when nothing changed.
 SHELL := /bin/bash
 RUN := .venv/bin/python
-.PHONY: bootstrap demo up down status test check bench soak proto clean
+.PHONY: bootstrap demo up down status test simulate check bench soak proto clean
 
 bootstrap:
 	@scripts/bootstrap
@@ -15,6 +15,8 @@ status: bootstrap
 	$(RUN) -m deploy.local status
 test: bootstrap
 	$(RUN) -m pytest $(PYTEST_ARGS)
+simulate: bootstrap
+	$(RUN) -m tests.simulation --seeds $${SEEDS:-1000}
 check: bootstrap
 	scripts/check
 bench: bootstrap

@@ -28,7 +28,7 @@ pytest_plugins = [
     "tests.fixtures.tape",
 ]
 
-_ORDER = ("unit", "contract", "service", "e2e", "robustness")
+_ORDER = ("unit", "simulation", "contract", "service", "e2e", "robustness")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,1 @@
+"""The ledger under simulated faults; see `python -m tests.simulation --help`."""

@@ -1,0 +1,450 @@
+"""The ledger in plain Python: the store that SQL implements, with the services' own rules inside.
+
+Every method is one database transaction at the time :attr:`Ledger.now`. The simulation runs on it;
+tests/service/monitor/test_model.py holds the real store on PostgreSQL to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from heapq import nsmallest
+
+from nearline.monitor.v1 import monitor_pb2 as pb
+from nearline.type.v1.task_pb2 import Task as TaskProto
+from nearline.type.v1.transaction_pb2 import Transaction as TransactionProto
+from services.monitor import queueing, rules
+from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge_all
+from services.monitor.queueing import NOBODY, Entry, Owner, entry_of
+from services.monitor.rules import Ending, Limits, Verdict
+from tests.simulation.rows import (
+    BLOCKED,
+    DELAYED,
+    ENDED,
+    LEASED,
+    READY,
+    Lane,
+    LaneName,
+    Lease,
+    Leased,
+    Schedule,
+    SupersededError,
+    Task,
+    Transaction,
+    Worker,
+)
+
+
+class Ledger:
+    """All rows. ``jitter`` gives numbers in [0, 1); ``told`` hears of kinds that became ready."""
+
+    def __init__(
+        self, limits: Limits, jitter: Callable[[], float], told: Callable[[set[int]], None]
+    ) -> None:
+        self.now = 0.0
+        self.limits = limits
+        self.tasks: dict[int, Task] = {}
+        self.transactions: dict[int, Transaction] = {}
+        self.numbers: dict[str, int] = {}
+        self.lanes: dict[LaneName, Lane] = {}
+        self.workers: dict[str, Worker] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self.failures: dict[Lease, dict[int, tuple[str, str]]] = defaultdict(dict)
+        """Path and code by position, of leases whose failures arrived; uncounted ones too."""
+        self.counted: list[tuple[int | None, str, str]] = []
+        """Transaction, path and code of failures that users see."""
+        self.in_state: dict[int, dict[int, Task]] = defaultdict(dict)
+        self._jitter = jitter
+        self._told = told
+
+    # Requests
+
+    def accept(
+        self,
+        spec: pb.TransactionSpec,
+        tasks: Sequence[pb.NewTask],
+        chunks: Sequence[list[str]] = (),
+        chunk_kind: int = 0,
+    ) -> bool:
+        """Accept a request; False when it was before."""
+        if spec.id in self.numbers:
+            return False
+        book = self._open(spec, chunks).book
+        entries = [Entry(chunk_kind, chunk=n) for n in range(len(chunks))] if chunk_kind else []
+        self._add_tasks(book, [*entries, *map(entry_of, tasks)])
+        self._settle([book])
+        return True
+
+    def cancel(self, id_: str) -> None:
+        """Stop what has not begun."""
+        transaction = self.transactions[self.numbers[id_]]
+        book = transaction.book
+        if book.finished or book.cancelled:
+            return
+        book.cancelled = True
+        transaction.cancelled_at = self.now
+        for task in self.of_transaction(book.seq):
+            if task.state in (READY, DELAYED, BLOCKED):
+                self._stop(task, book)
+        self._settle([book])
+
+    def _stop(self, task: Task, book: Book) -> None:
+        if task.state == BLOCKED:
+            book.blocked -= 1
+        else:
+            book.open_by_kind[task.kind] -= 1
+        if task.state == READY:
+            lane = self.lanes[task.lane]
+            if task.token:
+                lane.again -= task.cost
+            else:
+                lane.vt -= task.cost
+        self._move(task, TaskProto.CANCELLED)
+        task.not_before = None
+
+    def _open(self, spec: pb.TransactionSpec, chunks: Sequence[list[str]] = ()) -> Transaction:
+        seq = len(self.transactions) + 1
+        book = Book(
+            seq=seq, id=spec.id, action=spec.action, user=spec.identity.user, group=spec.group,
+            state=TransactionProto.QUEUED, warnings=list(spec.warnings),
+        )  # fmt: skip
+        self.numbers[spec.id] = seq
+        self.transactions[seq] = Transaction(book, spec, list(chunks))
+        return self.transactions[seq]
+
+    # Workers
+
+    def hello(self, name: str, held: Iterable[Lease]) -> tuple[int, list[Lease]]:
+        """Register a stream: its session, and the leases that go on."""
+        worker = self.workers.setdefault(name, Worker())
+        worker.session += 1
+        worker.seen_at = self.now
+        leased, wanted = self.held_by(name), set(held)
+        lost = [Report(*lease, Ending.LOST, blameless=True) for lease in leased
+                if lease not in wanted]  # fmt: skip
+        if lost:
+            self.record(lost)
+        return worker.session, [lease for lease in leased if lease in wanted]
+
+    def heartbeat(self, name: str, session: int) -> list[tuple[Lease, bool]]:
+        """Extend a worker's leases: those it has, and whether they were cancelled."""
+        self._check(name, session)
+        self.workers[name].seen_at = self.now
+        return [(lease, self._cancelled(lease)) for lease in self.held_by(name)]
+
+    def held_by(self, name: str) -> list[Lease]:
+        """The leases of a worker."""
+        return sorted((t.id, t.token) for t in self.in_state[LEASED].values() if t.holder == name)
+
+    def lease(
+        self, name: str, session: int, kinds: Sequence[int], most: int
+    ) -> tuple[list[Leased], set[int]]:
+        """Up to ``most`` ready tasks, and the kinds with none left."""
+        self._check(name, session)
+        leased: list[Leased] = []
+        empty: set[int] = set()
+        left = list(kinds)
+        while left and len(leased) < most:
+            kind = left.pop(0)
+            share = rules.share(most - len(leased), len(left) + 1)
+            found = self._take(name, kind, share)
+            leased += found
+            if len(found) < share:
+                empty.add(kind)
+        return leased, empty
+
+    def _take(self, name: str, kind: int, most: int) -> list[Leased]:
+        busy = {task.key for task in self.in_state[LEASED].values() if task.key}
+        free = (t for t in self.in_state[READY].values() if t.kind == kind and t.key not in busy)
+        chosen: dict[str | int, Task] = {}
+        for task in nsmallest(most, free, key=lambda task: task.order):
+            name_ = task.key or task.id
+            chosen[name_] = min(task, chosen.get(name_, task), key=lambda each: each.id)
+        return [self._give(task, name) for task in sorted(chosen.values(), key=lambda t: t.order)]
+
+    def _give(self, task: Task, name: str) -> Leased:
+        task.holder = name
+        task.token += 1
+        task.attempt += 1
+        self._move(task, LEASED)
+        return Leased(
+            task.id, task.token, task.txn, task.kind, task.payload, task.chunk, task.attempt
+        )
+
+    def begin(self, seqs: Iterable[int]) -> None:
+        """Show transactions as running."""
+        books = [self.transactions[seq].book for seq in sorted(seqs)]
+        fresh = [book for book in books if not book.begun and not book.finished]
+        for book in fresh:
+            book.begun = True
+        self._settle(fresh)
+
+    def _check(self, name: str, session: int) -> None:
+        if self.workers[name].session != session:
+            raise SupersededError
+
+    def _cancelled(self, lease: Lease) -> bool:
+        seq = self.tasks[lease[0]].txn
+        return seq is not None and self.transactions[seq].book.cancelled
+
+    # Reports
+
+    def record(self, reports: Sequence[Report]) -> list[bool]:
+        """Apply reports in their order; for each whether its effect is recorded."""
+        images = {r.task_id: self._image(self.tasks[r.task_id]) for r in reports
+                  if r.task_id in self.tasks}  # fmt: skip
+        verdicts = judge_all(images, reports)
+        accepted = [r for r, v in zip(reports, verdicts, strict=True) if v is Verdict.APPLY]
+        for report in accepted:
+            if isinstance(report.body, pb.WorkRequest.Failures):
+                self._store(report.body)
+        endings = [report for report in accepted if report.ending is not None]
+        effects = [self._end(images[report.task_id], report) for report in endings]
+        for report, effect in zip(endings, effects, strict=True):
+            self._settle_failures(images[report.task_id], effect)
+        touched = self._follow_up([images[r.task_id].txn for r in endings], effects)
+        self._save([images[report.task_id] for report in endings])
+        self._settle(self.transactions[seq].book for seq in sorted(touched))
+        return [verdict is not Verdict.LATE for verdict in verdicts]
+
+    def _image(self, task: Task) -> TaskRow:
+        since = task.failing_since
+        return TaskRow(
+            id=task.id, txn=task.txn, kind=task.kind, state=task.state, token=task.token,
+            ended_token=task.ended_token, ended=task.ended, attempt=task.attempt, lost=task.lost,
+            failing_seconds=None if since is None else self.now - since, chunk=task.chunk,
+            schedule=task.schedule, files=task.files,
+        )  # fmt: skip
+
+    def _store(self, body: pb.WorkRequest.Failures) -> None:
+        stored = self.failures[body.lease.task_id, body.lease.token]
+        for n, failure in enumerate(body.failures):
+            stored.setdefault(body.first + n, (failure.path, failure.code))
+
+    def _end(self, image: TaskRow, report: Report) -> Effects:
+        claimed = files_failed(report)
+        stored = len(self.failures.get((report.task_id, report.token), ())) if claimed else 0
+        book = None if image.txn is None else self.transactions[image.txn].book
+        return end_lease(
+            image, book, report, self.limits, failures_stored=stored, jitter=self._jitter()
+        )
+
+    def _settle_failures(self, image: TaskRow, effects: Effects) -> None:
+        stored = self.failures.pop((image.id, image.ended_token), {})
+        if effects.count_failures and image.files_failed:
+            self.counted += [(image.txn, *stored[n]) for n in sorted(stored)]
+        if effects.given_up is not None and image.txn is not None:
+            self._give_up(image, image.txn, effects.given_up[0])
+
+    def _give_up(self, image: TaskRow, seq: int, code: str) -> None:
+        if image.chunk is None:
+            self.counted.append((seq, "", code))
+            return
+        transaction = self.transactions[seq]
+        paths = transaction.chunks[image.chunk]
+        self.counted += [(seq, path, code) for path in paths]
+        image.files_failed += len(paths)
+        transaction.book.files_failed += len(paths)
+        transaction.book.files_total += len(paths)
+
+    def _follow_up(self, seqs: Sequence[int | None], effects: Sequence[Effects]) -> set[int]:
+        """Make follow-ups; the transactions that were changed."""
+        wanted: dict[int | None, list[Entry]] = defaultdict(list)
+        for seq, effect in zip(seqs, effects, strict=True):
+            for new in effect.follow_ups:
+                wanted[self._home(seq, new)].append(entry_of(new))
+        for home, entries in wanted.items():
+            if home is None:
+                self._enqueue(NOBODY, entries)
+            elif not (book := self.transactions[home].book).finished and not book.cancelled:
+                self._add_tasks(book, entries)
+        return {seq for seq in [*seqs, *wanted] if seq is not None}
+
+    def _home(self, seq: int | None, new: pb.NewTask) -> int | None:
+        if not new.HasField("transaction"):
+            return seq
+        known = self.numbers.get(new.transaction.id)
+        return known or self._open(new.transaction).book.seq
+
+    def _save(self, images: Sequence[TaskRow]) -> None:
+        back = [self.tasks[image.id] for image in images if image.state == READY]
+        self._requeue(back)
+        for image in images:
+            self._save_one(self.tasks[image.id], image)
+        for name in {image.schedule for image in images if image.state in ENDED} - {None}:
+            self._schedule_ended(self.schedules[str(name)])
+
+    def _save_one(self, task: Task, image: TaskRow) -> None:
+        task.holder = None
+        task.ended_token, task.ended = image.ended_token, image.ended
+        task.attempt, task.lost = image.attempt, image.lost
+        since = self.now if task.failing_since is None else task.failing_since
+        task.failing_since = since if image.failing else None
+        task.not_before = None if image.delay is None else self.now + image.delay
+        task.payload = task.payload if image.payload is None else image.payload
+        task.note, task.files = image.note, image.files
+        task.files_done += image.files_done
+        task.files_failed += image.files_failed
+        task.bytes_done += image.bytes_done
+        self._move(task, image.state)
+
+    # What happens by itself
+
+    def promote(self) -> int:
+        """Make delayed tasks ready whose time has come."""
+        due = [t for t in self.in_state[DELAYED].values()
+               if t.not_before is not None and t.not_before <= self.now]  # fmt: skip
+        self._make_ready(due)
+        return len(due)
+
+    def expire(self, lease_seconds: float) -> int:
+        """Take back leases of silent workers."""
+        before = self.now - lease_seconds
+        return self._lose(
+            t for t in self.in_state[LEASED].values()
+            if self.workers[str(t.holder)].seen_at < before
+        )  # fmt: skip
+
+    def abandon(self, patience_seconds: float) -> int:
+        """End leases of cancelled transactions whose workers did not let go."""
+        before = self.now - patience_seconds
+        stuck = {
+            seq for seq, t in self.transactions.items()
+            if not t.book.finished and t.cancelled_at is not None and t.cancelled_at < before
+        }  # fmt: skip
+        return self._lose(t for t in self.in_state[LEASED].values() if t.txn in stuck)
+
+    def _lose(self, tasks: Iterable[Task]) -> int:
+        lost = [Report(id_, token, Ending.LOST) for id_, token in
+                sorted((task.id, task.token) for task in tasks)]  # fmt: skip
+        return sum(self.record(lost)) if lost else 0
+
+    def ready_kinds(self) -> set[int]:
+        """Kinds of which a task is ready."""
+        return {task.kind for task in self.in_state[READY].values()}
+
+    # Schedules
+
+    def declare(self, name: str, kind: int, every: float, payload: bytes = b"") -> None:
+        """Make a schedule, or take over what changed of it."""
+        known = self.schedules.get(name)
+        if known is None:
+            self.schedules[name] = Schedule(kind, every, payload, self.now)
+        elif (known.kind, known.every, known.payload) != (kind, every, payload):
+            known.kind, known.every, known.payload = kind, every, payload
+            known.due_at = min(known.due_at, self.now + every)
+
+    def start_due(self) -> int:
+        """Make the tasks of schedules that are due."""
+        due = [(name, each) for name, each in sorted(self.schedules.items())
+               if each.task is None and each.due_at <= self.now]  # fmt: skip
+        for name, each in due:
+            made = self._enqueue(NOBODY, [Entry(each.kind, each.payload, schedule=name)])
+            each.task, each.again = made[0].id, False
+        return len(due)
+
+    def run_now(self, name: str) -> None:
+        """Make the next run due."""
+        each = self.schedules[name]
+        each.due_at, each.again = self.now, each.task is not None
+
+    def _schedule_ended(self, each: Schedule) -> None:
+        each.task = None
+        each.due_at = self.now + (0.0 if each.again else each.every)
+
+    # The queue
+
+    def of_transaction(self, seq: int) -> list[Task]:
+        """Its tasks in their order."""
+        return [self.tasks[number] for number in self.transactions[seq].tasks]
+
+    def clock(self, kind: int) -> float:
+        """The virtual time that is served: of the next ready task, or of the furthest lane."""
+        ready = [task.order for task in self.in_state[READY].values() if task.kind == kind]
+        if ready:
+            return min(ready)[0]
+        places = [max(lane.vt, lane.again) for name, lane in self.lanes.items() if name[0] == kind]
+        return max(places, default=0.0)
+
+    def _add_tasks(self, book: Book, entries: Iterable[Entry]) -> None:
+        for task in self._enqueue(Owner(book.seq, book.user, book.group), list(entries)):
+            self.transactions[book.seq].tasks.append(task.id)
+            if task.state == BLOCKED:
+                book.blocked += 1
+            else:
+                book.open_by_kind[task.kind] += 1
+
+    def _enqueue(self, owner: Owner, entries: list[Entry]) -> list[Task]:
+        names = {entry.key for entry in entries if entry.unique}
+        open_names = [(t.kind, t.key) for t in self._open_tasks() if t.key in names]
+        by_kind: dict[int, list[Entry]] = defaultdict(list)
+        for entry in queueing.without_open(entries, open_names):
+            by_kind[entry.kind].append(entry)
+        for kind in by_kind:
+            self.lanes.setdefault((kind, owner.user, owner.group), Lane())
+        starts = {kind: self._start(kind, owner) for kind in by_kind}
+        return [task for kind in sorted(by_kind)
+                for task in self._place(owner, kind, starts[kind], by_kind[kind])]  # fmt: skip
+
+    def _start(self, kind: int, owner: Owner) -> float:
+        return max(self.lanes[kind, owner.user, owner.group].vt, self.clock(kind))
+
+    def _place(self, owner: Owner, kind: int, start: float, entries: list[Entry]) -> list[Task]:
+        name = (kind, owner.user, owner.group)
+        times, following = queueing.place(entries, start)
+        if following > start:
+            self.lanes[name].vt = following
+        return [self._make(owner, name, e, vt) for e, vt in zip(entries, times, strict=True)]
+
+    def _make(self, owner: Owner, lane: LaneName, entry: Entry, vt: float) -> Task:
+        task = Task(
+            id=len(self.tasks) + 1, txn=owner.seq, kind=entry.kind, state=0, lane=lane, vt=vt,
+            cost=entry.cost, payload=entry.payload, key=entry.key, chunk=entry.chunk,
+            schedule=entry.schedule, files=entry.files,
+            not_before=self.now + entry.delay if entry.state == DELAYED else None,
+        )  # fmt: skip
+        self.tasks[task.id] = task
+        self._move(task, entry.state)
+        return task
+
+    def _requeue(self, tasks: Iterable[Task]) -> None:
+        """Give tasks that are not ready yet their turns."""
+        by_lane: dict[LaneName, list[Task]] = defaultdict(list)
+        for task in sorted(tasks, key=lambda task: task.order):
+            by_lane[task.lane].append(task)
+        starts = {name: max(self.lanes[name].again, self.clock(name[0])) for name in by_lane}
+        for name, back in by_lane.items():
+            times = rules.tags(starts[name], [task.cost for task in back])
+            for task, vt in zip(back, times, strict=True):
+                task.vt = vt
+            self.lanes[name].again = times[-1]
+
+    def _make_ready(self, tasks: Sequence[Task]) -> None:
+        self._requeue(tasks)
+        for task in tasks:
+            task.not_before = None
+            self._move(task, READY)
+
+    def _settle(self, books: Iterable[Book]) -> None:
+        """Release what waited for the end of all else, and find the states."""
+        for book in books:
+            if book.must_release and not book.finished:
+                blocked = [t for t in self.of_transaction(book.seq) if t.state == BLOCKED]
+                self._make_ready(blocked)
+                book.open_by_kind.update(Counter(task.kind for task in blocked))
+                book.blocked = 0
+            if not book.finished:
+                book.settle()
+
+    def _open_tasks(self) -> Iterable[Task]:
+        return (t for state in (READY, LEASED, DELAYED, BLOCKED)
+                for t in self.in_state[state].values())  # fmt: skip
+
+    def _move(self, task: Task, state: int) -> None:
+        if task.state in self.in_state:
+            self.in_state[task.state].pop(task.id, None)
+        task.state = state
+        if state not in ENDED:
+            self.in_state[state][task.id] = task
+        if state == READY:
+            self._told({task.kind})

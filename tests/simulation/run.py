@@ -1,0 +1,189 @@
+"""One simulated history: clients, workers and replicas meet faults, then all must end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nearline.type.v1.task_pb2 import Task
+from services.monitor.rules import Limits
+from tests.simulation.checks import CheckedLedger, require
+from tests.simulation.plan import TAPE, TRANSFER, USERS, Plans, Request
+from tests.simulation.rows import Leased
+from tests.simulation.server import LEASE, Replica
+from tests.simulation.worker import WorkerProcess
+from tests.simulation.world import Outage, World
+
+LIMITS = Limits(retry_first=1.0, retry_most=60.0, give_up_after=300.0, most_lost=6)
+CALM = 90.0
+"""Seconds of faults."""
+PATIENCE = 3600.0
+"""Seconds after which all must have ended."""
+
+
+class Simulation:
+    """Runs to its end by :meth:`run`. Raises checks.Violation."""
+
+    def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
+        self.world = world = World(seed, CALM, trace)
+        self.plans = Plans(world.random)
+        self.ledger = CheckedLedger(LIMITS, world.random.random, self._told, lease_seconds=LEASE)
+        self.ledger.declare("plan", Task.PLAN_ARCHIVE, 40.0)
+        self.replicas = [Replica(world, self.ledger, f"r{n}") for n in range(2)]
+        self._processes = 0
+        self.workers: list[WorkerProcess] = []
+        for kinds in (TRANSFER, TRANSFER, TAPE):
+            self._start(kinds)
+        self._pending = 0
+        self._hinted: set[int] = set()
+        self._ask()
+        self._fault()
+
+    def run(self, most_steps: int | None = None) -> None:
+        """Go on until everything has ended, or for some steps only."""
+        world = self.world
+        if most_steps is not None:
+            world.run(lambda: world.steps >= most_steps, PATIENCE, self.ledger.verify)
+            return
+        ended = world.run(self._over, PATIENCE, self.ledger.verify)
+        waiting = [t.book.id for t in self.ledger.transactions.values() if not t.book.finished]
+        require(ended, "after {} s this has not ended: {}", PATIENCE, waiting)
+        self.ledger.verify_all()
+
+    def _over(self) -> bool:
+        return (
+            not self._pending
+            and not self.world.troubled
+            and len(self.ledger.finished) == len(self.ledger.transactions)
+        )
+
+    # The mesh
+
+    def replica(self) -> Replica | None:
+        """One that answers."""
+        up = [replica for replica in self.replicas if replica.up]
+        return self.world.random.choice(up) if up else None
+
+    def paths(self, task: Leased) -> int:
+        """How many paths the chunk of a task has."""
+        if task.chunk is None or task.txn is None:
+            return 0
+        return len(self.ledger.transactions[task.txn].chunks[task.chunk])
+
+    def replace(self, worker: WorkerProcess) -> None:
+        """Start another process in the place of one that ended."""
+        self.workers.remove(worker)
+        self.world.after(self.world.random.uniform(1, 10), self._start, worker.kinds)
+
+    def _start(self, kinds: tuple[int, ...]) -> None:
+        self._processes += 1
+        self.workers.append(WorkerProcess(self, f"w{self._processes}", kinds, 2))
+
+    def _told(self, kinds: set[int]) -> None:
+        """Notify the replicas, as far as the news gets through."""
+        if not self._hinted:
+            self.world.after(0.01, self._notify)
+        self._hinted |= kinds
+
+    def _notify(self) -> None:
+        kinds, self._hinted = self._hinted, set()
+        for replica in self.replicas:
+            if not self.world.chance(0.1):
+                replica.hint(kinds)
+
+    # Clients
+
+    def _ask(self) -> None:
+        world = self.world
+        for _ in range(world.random.randint(3, 6)):
+            user = world.random.choice(USERS)
+            request = self.plans.request(user, world.random.randint(1, 3))
+            self._later(world.random.uniform(0, CALM), self._submit, request)
+        if world.random.random() < 0.1:
+            self._later(0.5, self._submit, self.plans.crowd("hog", world.random.randint(50, 150)))
+            for _ in range(3):
+                request = self.plans.single(world.random.choice(USERS))
+                self._later(world.random.uniform(1, CALM), self._submit, request)
+
+    def _later(self, delay: float, step: Callable[[Request], None], request: Request) -> None:
+        self._pending += 1
+        self.world.after(delay, self._run, step, request)
+
+    def _run(self, step: Callable[[Request], None], request: Request) -> None:
+        self._pending -= 1
+        try:
+            step(request)
+        except Outage:
+            self._later(1.0, step, request)
+
+    def _submit(self, request: Request) -> None:
+        world = self.world
+        replica = self.replica()
+        if replica is None:
+            raise Outage
+        kind = Task.SCAN if request.chunks else 0
+        replica.database(self.ledger.accept, request.spec, request.tasks, request.chunks, kind)
+        world.say("{} is accepted", request.spec.id)
+        if world.chance(0.2):
+            self._later(world.random.uniform(0, 30), self._submit, request)
+        if world.random.random() < 0.25:
+            self._later(world.random.expovariate(1 / 15), self._cancel, request)
+
+    def _cancel(self, request: Request) -> None:
+        replica = self.replica()
+        if replica is None:
+            raise Outage
+        replica.database(self.ledger.cancel, request.spec.id)
+        self.world.say("{} is cancelled", request.spec.id)
+        if not self.world.chance(0.1):
+            self.world.after(0.01, lambda: [each.check() for each in self.replicas if each.up])
+        if self.world.random.random() < 0.3:
+            again = self.plans.request(request.spec.identity.user, 1)
+            self._later(1.0, self._submit, again)
+
+    # Faults
+
+    def _fault(self) -> None:
+        """Let something go wrong every few seconds."""
+        world = self.world
+        if world.troubled:
+            world.after(world.random.expovariate(1 / 6), self._fault)
+            fault = world.random.choice((
+                self._kill_worker, self._freeze_worker, self._drain_worker, self._stop_replica,
+                self._database_outage, self._jump, self._lose_host, self._freeze_worker,
+            ))  # fmt: skip
+            fault()
+
+    def _any_worker(self) -> WorkerProcess | None:
+        return self.world.random.choice(self.workers) if self.workers else None
+
+    def _kill_worker(self) -> None:
+        if worker := self._any_worker():
+            worker.die()
+
+    def _lose_host(self) -> None:
+        if worker := self._any_worker():
+            worker.die(noticed=False)
+
+    def _freeze_worker(self) -> None:
+        if worker := self._any_worker():
+            worker.freeze(self.world.random.choice((2.0, 12.0, 20.0, 45.0)))
+
+    def _drain_worker(self) -> None:
+        if worker := self._any_worker():
+            worker.drain()
+
+    def _stop_replica(self) -> None:
+        world = self.world
+        replica = world.random.choice(self.replicas)
+        if replica.up:
+            replica.stop(graceful=world.random.random() < 0.3)
+            world.after(world.random.uniform(2.5, 25), replica.start)
+
+    def _database_outage(self) -> None:
+        self.world.say("the database goes away")
+        self.world.database_down_until = self.world.now + self.world.random.choice((1.0, 5.0, 20.0))
+
+    def _jump(self) -> None:
+        seconds = self.world.random.choice((-60.0, -5.0, 5.0, 20.0, 60.0))
+        self.world.say("the clock jumps by {:.0f} s", seconds)
+        self.world.clock_offset += seconds
