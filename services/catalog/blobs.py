@@ -16,6 +16,7 @@ from services.catalog.filerows import COLUMNS, stored_file
 from services.catalog.rules import check_number, check_text, invalid
 from services.catalog.tables import blob as blob_table
 from services.kit.errors import NotFound
+from services.kit.ownership import blob_key
 
 PAGE = 1000
 MOST_BLOBS = 10_000
@@ -175,13 +176,13 @@ def members(
 
 def _named(number: int, request: AllocateBlobsRequest) -> Blob:
     # The random part keeps keys unique even if a database was set back to an older state.
-    key = f"{request.holding_id}/{number}-{secrets.token_hex(4)}.{_SUFFIX[request.format]}"
+    salt, suffix = secrets.token_hex(4), _SUFFIX[request.format]
     return Blob(
         id=number,
         tier=request.tier,
         format=request.format,
         state=Blob.WRITING,
-        key=key,
+        key=blob_key(request.holding_id, number, salt, suffix),
         holding_id=request.holding_id,
     )
 

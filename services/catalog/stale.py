@@ -50,8 +50,8 @@ _DELETE = text(f"""
         AND id > :after AND id <= :upto
     RETURNING size
 """)
-# A PUT that stored something stays known as the origin of its files. One whose blobs are not removed
-# yet stays too, as its holding can only go after them.
+# A PUT that stored something stays known as the origin of its files. One whose blobs are not all
+# removed stays too, as its holding can only go after them.
 _FORGET = text(f"""
     DELETE FROM put p WHERE p.id = :put
         AND NOT EXISTS (

@@ -128,8 +128,7 @@ class Upload:
     def abort(self) -> None:
         """Drop everything written; does nothing after `commit` or a second time.
 
-        Does not raise: what an unreachable store keeps is removed by
-        `ObjectStore.abort_stale_uploads`.
+        Does not raise: what an unreachable store keeps is removed by the reconciler.
         """
         if self._closed:
             return

@@ -36,7 +36,7 @@ import structlog
 from nearline.monitor.v1 import monitor_pb2
 from nearline.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from nearline.type.v1 import task_pb2
-from services.kit import crash, errors, identity, telemetry
+from services.kit import crash, errors, identity, ownership, telemetry
 from services.kit.jobs import (
     Deferred,
     Done,
@@ -387,6 +387,7 @@ def _surroundings(job: Job) -> Iterator[None]:
         identity.acting_as(who),
         telemetry.transaction(spec.id),
         structlog.contextvars.bound_contextvars(task=job.task_id, kind=kind),
+        ownership.working_on(job.task_id),
     ):
         yield
 

@@ -64,10 +64,15 @@ def release_abandoned(context: Context) -> None:
         tier=Blob.TAPE, states=[Blob.WRITING], min_age_seconds=_ABANDONED_SECONDS
     )
     for blob in context.catalog.blobs(wanted):
-        if not context.ledger.count(_key(blob.id), Task.ARCHIVE):
+        if abandoned(context, blob):
             log.warning("claim_abandoned", blob=blob.id, key=blob.key)
             context.catalog.release_aggregate(blob.id)
             context.tape.remove(blob.key)
+
+
+def abandoned(context: Context, blob: Blob) -> bool:
+    """Whether no task will write this claimed aggregate, if it is old enough to have one."""
+    return not context.ledger.count(_key(blob.id), Task.ARCHIVE)
 
 
 def _archivable(context: Context) -> Iterator[tuple[storage_pb2.Holding, list[Blob], float]]:

@@ -56,6 +56,21 @@ class RecallConfig(Section, frozen=True):
     """Size of a part of a large upload; five are in memory at once."""
 
 
+class ReconcileConfig(Section, frozen=True):
+    """How what has no owner is found, and how copies with a fault are looked at again."""
+
+    every_seconds: Seconds = 3600.0
+    """Pause between two looks for what has no owner."""
+    grace_seconds: Annotated[int, msgspec.Meta(ge=0)] = 86_400
+    """What is younger is left alone."""
+    put_grace_seconds: Annotated[int, msgspec.Meta(ge=0)] = 7 * 86_400
+    """What ended PUTs registered and did not store stays so long, for their retry."""
+    dry_run: bool = False
+    """Only report."""
+    verify_seconds: Seconds = 6 * 3600.0
+    """Pause between two looks at copies with a fault."""
+
+
 class TapeConfig(Section, frozen=True):
     """``tape.toml``."""
 
@@ -66,6 +81,7 @@ class TapeConfig(Section, frozen=True):
     endpoint: EndpointConfig
     archive: ArchiveConfig = ArchiveConfig()
     recall: RecallConfig = RecallConfig()
+    reconcile: ReconcileConfig = ReconcileConfig()
     slots: Count = 4
     """Tasks that this process runs at once."""
     log: LogConfig = LogConfig()

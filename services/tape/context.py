@@ -7,8 +7,9 @@ import grpc
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.monitor.v1 import monitor_pb2_grpc
 from nearline.type.v1 import task_pb2
+from nearline_client.states import is_final
 from services.kit.catalogclient import CatalogClient
-from services.kit.errors import from_rpc_error
+from services.kit.errors import NotFound, from_rpc_error
 from services.kit.objectstore import ObjectStore
 from services.tape.config import TapeConfig
 from services.tape.endpoint import TapeEndpoint
@@ -37,3 +38,21 @@ class OpenTasks:
             return self._stub.CountTasks(ledger.CountTasksRequest(key=key, kind=kind)).count
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+    def is_open(self, task_id: int) -> bool:
+        """Whether a task has not ended. Raises NearlineError."""
+        try:
+            return bool(self._stub.CountTasks(ledger.CountTasksRequest(task_id=task_id)).count)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def has_ended(self, transaction_id: str) -> bool:
+        """Whether a transaction is over, or was never accepted. Raises NearlineError."""
+        try:
+            found = self._stub.GetTransaction(ledger.GetTransactionRequest(id=transaction_id))
+        except grpc.RpcError as error:
+            failure = from_rpc_error(error)
+            if isinstance(failure, NotFound):
+                return True
+            raise failure from error
+        return is_final(found.transaction.state)

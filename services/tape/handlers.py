@@ -7,7 +7,9 @@ from nearline.type.v1 import task_pb2
 from services.kit.jobs import Handler, Job, JobContext, Outcome
 from services.tape.archive import archive, confirm, plan
 from services.tape.context import Context
+from services.tape.faulty import verify
 from services.tape.recall import recall, stage
+from services.tape.reconcile import reconcile
 
 Task = task_pb2.Task
 
@@ -17,6 +19,8 @@ _HANDLERS: dict[task_pb2.Task.Kind.ValueType, Callable[[Context, Job, JobContext
     Task.CONFIRM: confirm,
     Task.STAGE: stage,
     Task.RECALL: recall,
+    Task.RECONCILE: reconcile,
+    Task.VERIFY: verify,
 }
 
 

@@ -1,24 +1,11 @@
 """EVICT: drops cache copies of what is safe on tape."""
 
-from datetime import UTC, datetime, timedelta
-
-import structlog
-
-from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import task_pb2
 from services.kit import crash
-from services.kit.catalogclient import Blob, in_batches
+from services.kit.catalogclient import Blob
 from services.kit.jobs import Done, Job, JobContext
 from services.transfer.config import EvictConfig
 from services.transfer.context import Context
-
-log = structlog.get_logger(__name__)
-
-# No upload of one blob takes this long.
-_ABANDONED_SECONDS = 7 * 86_400
-# A removal that was not finished by now was interrupted.
-_UNFINISHED_SECONDS = 3600
-_BATCH = 1000
 
 
 def evict(context: Context, job: Job, ctx: JobContext) -> Done:
@@ -26,21 +13,8 @@ def evict(context: Context, job: Job, ctx: JobContext) -> Done:
     task = task_pb2.EvictTask.FromString(job.payload)
     if job.transaction.id:
         return _evict(context, ctx, task.holding_id, None)
-    remove_leftovers(context)
     used = sum(usage.cache_bytes for usage in context.catalog.usage())
     return _evict(context, ctx, 0, surplus(context.config.evict, used))
-
-
-def remove_leftovers(context: Context) -> None:
-    """Remove what attempts that never ended have left in the cache; nothing refers to it."""
-    for state, age in ((Blob.WRITING, _ABANDONED_SECONDS), (Blob.REMOVING, _UNFINISHED_SECONDS)):
-        wanted = catalog.ListBlobsRequest(tier=Blob.CACHE, states=[state], min_age_seconds=age)
-        for blobs in in_batches(context.catalog.blobs(wanted), _BATCH):
-            context.cache.delete_many(blob.key for blob in blobs)
-            context.catalog.set_states([blob.id for blob in blobs], Blob.REMOVED)
-            log.warning("leftovers_removed", state=Blob.State.Name(state), blobs=len(blobs))
-    before = datetime.now(UTC) - timedelta(seconds=_ABANDONED_SECONDS)
-    context.cache.abort_stale_uploads(before)
 
 
 def surplus(config: EvictConfig, used: int) -> int:

@@ -16,7 +16,6 @@ from deploy.local.seaweed import S3Store, Seaweed
 from services.kit.config import SecretFile
 from services.kit.errors import Internal, NotFound, ResourceExhausted, Unavailable
 from services.kit.objecterrors import from_code
-from services.kit.objectkey import object_key
 from services.kit.objectstore import ObjectStore, S3Config
 from services.kit.objectupload import Target, put_verified
 from tests.fixtures.tcpproxy import CuttingProxy
@@ -69,7 +68,7 @@ def store(make_store: MakeStore) -> ObjectStore:
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_put_and_read_back(store: ObjectStore, kind: type) -> None:
     data = data_of(3 * MIB + 17)
-    key = object_key(1234, "abcd")
+    key = "12/1234-0000abcd.raw"
     store.put(key, kind(data))
     assert store.get_range(key, 0, len(data)) == data
     assert store.get_range(key, MIB + 1, 4321) == data[MIB + 1 : MIB + 4322]
@@ -84,11 +83,6 @@ def test_empty_object(store: ObjectStore) -> None:
     with store.open_upload("empty2") as upload:
         assert upload.commit() == 0
     assert store.head("empty2").size == 0
-
-
-def test_keys_are_generated_and_distinct() -> None:
-    assert object_key(63, "00ff") == "b/3f/0000000000000000063-00ff"
-    assert len({object_key(n, "s") for n in range(1000)}) == 1000
 
 
 def test_a_damaged_put_is_refused_and_leaves_nothing(store: ObjectStore) -> None:
@@ -275,7 +269,7 @@ def test_missing_and_short_objects(store: ObjectStore) -> None:
 
 
 def test_list_and_delete(store: ObjectStore) -> None:
-    keys = [object_key(n, "x") for n in range(1100)]
+    keys = [f"b/{n & 0xFF:02x}/{n:05d}" for n in range(1100)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: store.put(key, b"x" * 3), keys))
     listed = list(store.list_objects("b/"))
@@ -290,12 +284,14 @@ def test_list_and_delete(store: ObjectStore) -> None:
     assert list(store.list_objects("b/")) == []
 
 
-def test_stale_uploads_are_swept(store: ObjectStore) -> None:
+def test_stale_uploads_are_listed_and_aborted(store: ObjectStore) -> None:
     upload = store.open_upload("stale", part_size=5 * MIB)
     upload.write(data_of(6 * MIB))
     assert [item.key for item in store.list_uploads()] == ["stale"]
-    assert store.abort_stale_uploads(datetime.now(UTC) - timedelta(hours=1)) == 0
-    assert store.abort_stale_uploads(datetime.now(UTC) + timedelta(hours=1)) == 1
+    (found,) = store.list_uploads()
+    assert abs(datetime.now(UTC) - found.started) < timedelta(hours=1)
+    store.abort_upload(found)
+    store.abort_upload(found)
     assert list(store.list_uploads()) == []
     with pytest.raises(Unavailable):
         upload.write(data_of(64 * MIB))
@@ -360,7 +356,8 @@ def test_a_server_that_stops_midway(tmp_path: Path) -> None:
         assert store.get_range("kept", 0, len(data)) == data
         with pytest.raises(NotFound):
             store.head("half")
-        store.abort_stale_uploads(datetime.now(UTC) + timedelta(hours=1))
+        for left in store.list_uploads():
+            store.abort_upload(left)
         assert list(store.list_uploads()) == []
     finally:
         supervisor.stop("seaweed")

@@ -36,7 +36,6 @@ from services.tape.endpoint import (
 )
 
 _INCOMING = ".incoming"  # no component of a path may begin with a dot
-_ABANDONED_SECONDS = 24 * 3600.0
 _LATER = 60.0
 
 
@@ -54,7 +53,6 @@ class DirectoryEndpoint:
             if target.exists():
                 raise FileExistsError(errno.EEXIST, "it exists")
             self._incoming.mkdir(parents=True, exist_ok=True)
-            self._remove_abandoned()
             return DirectoryWriter(path, self._root, self._incoming / secrets.token_hex(16))
 
     def open(self, path: str) -> DirectoryReader:
@@ -104,6 +102,14 @@ class DirectoryEndpoint:
                 if is_path(path):
                     yield from self._entry(path)
 
+    def unfinished(self, older_than: float, *, remove: bool) -> Sequence[TapeEntry]:
+        """See `TapeEndpoint.unfinished`; writers that were killed leave files."""
+        found: list[TapeEntry] = []
+        with _mapped("list", _INCOMING), contextlib.suppress(FileNotFoundError):
+            for leftover in self._incoming.iterdir():
+                found += self._abandoned(leftover, time.time() - older_than, remove)
+        return found
+
     def healthy(self) -> str | None:
         """See `TapeEndpoint.healthy`."""
         try:
@@ -125,18 +131,19 @@ class DirectoryEndpoint:
                 return TapeFileState(path, False, None, False, False, False, "")
         return TapeFileState(path, True, size if sizes else None, True, True, False, "")
 
+    def _abandoned(self, leftover: Path, before: float, remove: bool) -> Iterator[TapeEntry]:
+        with contextlib.suppress(FileNotFoundError):  # committed or removed meanwhile
+            status = leftover.stat()
+            if status.st_mtime <= before:
+                if remove:
+                    leftover.unlink()
+                path = f"{_INCOMING}/{leftover.name}"
+                yield TapeEntry(path, status.st_size, status.st_mtime)
+
     def _entry(self, path: str) -> Iterator[TapeEntry]:
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             status = (self._root / path).stat()
             yield TapeEntry(path, status.st_size, status.st_mtime)
-
-    def _remove_abandoned(self) -> None:
-        """Writers that were killed leave files here; one that still writes is never this old."""
-        oldest = time.time() - _ABANDONED_SECONDS
-        for leftover in self._incoming.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if leftover.stat().st_mtime < oldest:
-                    leftover.unlink()
 
 
 class DirectoryWriter:

@@ -6,6 +6,7 @@ Only the native protocol is used: stat and prepare requests, and the JSON that C
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,17 +132,18 @@ class XRootDEndpoint:
 
     def list(self, prefix: str = "") -> Iterator[TapeEntry]:
         """See `TapeEndpoint.list`."""
-        directories = [check_path(prefix) if prefix else ""]
-        while directories:
-            directory = directories.pop()
-            for name, info in self._entries(directory):
-                path = f"{directory}/{name}" if directory else name
-                if not is_path(path):
-                    continue
-                if info.flags & self._flags.StatInfoFlags.IS_DIR:
-                    directories.append(path)
-                elif not info.flags & self._flags.StatInfoFlags.POSC_PENDING:
-                    yield TapeEntry(path, info.size, float(info.modtime))
+        for entry, is_pending in self._files(prefix):
+            if not is_pending:
+                yield entry
+
+    def unfinished(self, older_than: float, *, remove: bool) -> Sequence[TapeEntry]:
+        """See `TapeEndpoint.unfinished`; the server itself removes them somewhat later."""
+        before = time.time() - older_than
+        found = [entry for entry, is_pending in self._files("") if is_pending]
+        old = [entry for entry in found if entry.modified <= before]
+        for entry in old if remove else ():
+            self.remove(entry.path)
+        return old
 
     def healthy(self) -> str | None:
         """See `TapeEndpoint.healthy`."""
@@ -201,6 +203,21 @@ class XRootDEndpoint:
             if found.ok and info.flags & self._flags.StatInfoFlags.OFFLINE:
                 return Offline(path)
         return error
+
+    def _files(self, prefix: str) -> Iterator[tuple[TapeEntry, bool]]:
+        """Every file below a directory, and whether its writer has yet to commit it."""
+        directories = [check_path(prefix) if prefix else ""]
+        while directories:
+            directory = directories.pop()
+            for name, info in self._entries(directory):
+                path = f"{directory}/{name}" if directory else name
+                if not is_path(path):
+                    continue
+                if info.flags & self._flags.StatInfoFlags.IS_DIR:
+                    directories.append(path)
+                else:
+                    is_pending = bool(info.flags & self._flags.StatInfoFlags.POSC_PENDING)
+                    yield TapeEntry(path, info.size, float(info.modtime)), is_pending
 
     def _entries(self, directory: str) -> Iterator[tuple[str, Any]]:
         """Names and stat information; without the latter in one go when a name has a newline."""

@@ -1,0 +1,116 @@
+"""Copies that cannot be read: looked at twice before they are given up, and explained to users.
+
+A store that lost its disk or its bucket says of every object that it does not exist. So a copy is
+missing only when the store shows others of the same age: whole losses wait for a person.
+"""
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC
+
+from nearline.catalog.v1 import catalog_pb2 as api
+from nearline.type.v1 import storage_pb2
+from services.kit.catalogclient import Blob, CatalogClient, in_batches
+from services.kit.errors import NotFound, Unavailable
+from services.kit.jobs import PathFailure
+from services.kit.objectstore import ObjectStore
+
+_SECOND_LOOK_SECONDS = 1.0
+_RETRY_SECONDS = 60.0
+_NEIGHBOURS, _WITNESSES = 500, 8
+_BATCH = 1000
+_READABLE = {
+    Blob.CACHE: [Blob.STORED],
+    Blob.TAPE: [Blob.WRITTEN, Blob.SAFE],
+}
+_PLACES = {Blob.CACHE: "the cache copy (object {})", Blob.TAPE: "the tape copy (file {})"}
+_ADVICE = "ask the operators, who see it as a fault"
+
+
+def gone(catalog: CatalogClient, cache: ObjectStore, blob_id: int, key: str, end: int) -> str:
+    """Why bytes up to ``end`` of an object that was not found are really not there, in words.
+
+    Unavailable when the object is there after all, or when the store shows no other object that it
+    should have.
+    """
+    time.sleep(_SECOND_LOOK_SECONDS)
+    size = _listed_size(cache, key)
+    if size is not None and size >= end:
+        raise Unavailable(
+            "OBJECT_FLICKERS",
+            f"object {key} was missing and is there again; it is read once more",
+            retry_after=_SECOND_LOOK_SECONDS,
+            key=key,
+        )
+    others = witnesses(catalog, Blob.CACHE, blob_id)
+    if others and not any(_exists(cache, other) for other in others):
+        raise Unavailable(
+            "OBJECT_STORE_EMPTY",
+            f"the object store has neither {key} nor any of {len(others)} others that it should"
+            " have; look whether it is the right bucket and its disks are there",
+            retry_after=_RETRY_SECONDS,
+            key=key,
+        )
+    return "its object is missing" if size is None else f"its object was cut to {size} bytes"
+
+
+def witnesses(catalog: CatalogClient, tier: Blob.Tier.ValueType, blob_id: int) -> list[str]:
+    """Keys of a few other blobs that the tier must have, of about the same age."""
+    request = _neighbours(tier, blob_id)
+    keys = [blob.key for blob in catalog.blobs(request) if blob.id != blob_id]
+    return random.sample(keys, min(len(keys), _WITNESSES))
+
+
+def no_copy(
+    catalog: CatalogClient, files: Iterable[storage_pb2.StoredFile]
+) -> Iterator[PathFailure]:
+    """A failure for each of the files, which have no readable copy, that says what happened."""
+    for batch in in_batches(files, _BATCH):
+        found = defaultdict(list)
+        for fault in catalog.faults(file_ids=[file.id for file in batch]):
+            found[fault.file_id].append(fault)
+        for file in batch:
+            yield file.path, "NO_COPY", explained(found[file.id])
+
+
+def explained(faults: Sequence[api.Fault]) -> str:
+    """What is known about copies of one file, none of which can be read. Pure."""
+    told = "; ".join(map(_told, faults)) or "none is on record"
+    return f"no readable copy is left in the cache or on tape: {told}; {_ADVICE}"
+
+
+def _told(fault: api.Fault) -> str:
+    place = _PLACES[fault.tier].format(fault.key)
+    when = fault.reported_at.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"{place} was found bad on {when}: {fault.reason}"
+
+
+def _neighbours(tier: Blob.Tier.ValueType, blob_id: int) -> api.ListBlobsRequest:
+    return api.ListBlobsRequest(
+        tier=tier,
+        states=_READABLE[tier],
+        after=max(blob_id - _NEIGHBOURS, 0),
+        limit=2 * _NEIGHBOURS,
+    )
+
+
+def _listed_size(cache: ObjectStore, key: str) -> int | None:
+    """The object's size by the bucket's own listing: unlike a 404 it shows that the bucket is."""
+    try:
+        return next((found.size for found in cache.list_objects(key) if found.key == key), None)
+    except NotFound as error:
+        raise Unavailable(
+            "OBJECT_BUCKET_MISSING",
+            "the object store does not list the configured bucket; look whether it is there",
+            retry_after=_RETRY_SECONDS,
+        ) from error
+
+
+def _exists(cache: ObjectStore, key: str) -> bool:
+    try:
+        cache.head(key)
+    except NotFound:
+        return False
+    return True

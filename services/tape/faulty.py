@@ -1,0 +1,128 @@
+"""VERIFY: reads copies with an open fault again, and takes good ones back into use.
+
+A person may have brought back the tape file, the bucket or its disk; the bytes themselves tell.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import structlog
+from prometheus_client import Counter
+
+from nearline.catalog.v1 import catalog_pb2 as catalog
+from nearline.type.v1 import storage_pb2
+from services.kit.catalogclient import Blob
+from services.kit.errors import NearlineError, NotFound, Unavailable
+from services.kit.jobs import Done, Job, JobContext
+from services.tape.context import Context
+
+log = structlog.get_logger(__name__)
+
+Fault = catalog.Fault
+Read = Callable[[int, int], Iterator[bytes]]
+"""The bytes of (offset, length) in pieces."""
+
+_FAULTY = (storage_pb2.Blob.STORED, Blob.WRITTEN, Blob.SAFE, Blob.LOST)
+_READ_BYTES = 2 << 20
+
+_REINSTATED = Counter(
+    "copies_reinstated", "Copies found bad that were found good later.", ("tier",)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What became of the faults of one blob; ``trouble`` is empty when none is left."""
+
+    blob_id: int
+    key: str
+    faults: int
+    reinstated: int
+    trouble: str
+
+
+def verify(context: Context, job: Job, ctx: JobContext) -> Done:
+    """The scheduled look at everything that can be read without a tape drive."""
+    for checked in check_faults(context):
+        ctx.check()
+        if checked.reinstated:
+            log.warning("copies_reinstated", blob=checked.blob_id, files=checked.reinstated)
+    return Done()
+
+
+def check_faults(
+    context: Context, blob_ids: Sequence[int] = (), *, stage: bool = False
+) -> Iterator[Checked]:
+    """Look at open faults, of ``blob_ids`` if there are some; what became of each blob.
+
+    ``stage``: have offline tape files brought back; a later look can read them.
+    """
+    found = context.catalog.faults(blob_ids=blob_ids)
+    for _, group in groupby(found, key=lambda fault: fault.blob_id):
+        faults = list(group)
+        if faults[0].state in _FAULTY:
+            yield _check(context, faults, stage)
+
+
+def _check(context: Context, faults: Sequence[Fault], stage: bool) -> Checked:
+    first = faults[0]
+    try:
+        if first.tier == Blob.CACHE:
+            good, trouble = _in_cache(context, faults), ""
+        else:
+            good, trouble = _on_tape(context, faults, stage)
+    except (NotFound, Unavailable) as error:
+        good, trouble = [], error.message
+    if good:
+        state = Blob.STORED if first.tier == Blob.CACHE else Blob.SAFE
+        count = context.catalog.reinstate(first.blob_id, good, state)
+        _REINSTATED.labels(Blob.Tier.Name(first.tier).lower()).inc(count)
+    bad = len(faults) - len(good)
+    if bad and not trouble:
+        trouble = f"{bad} copies do not match their digests"
+    return Checked(first.blob_id, first.key, len(faults), len(good), trouble)
+
+
+def _in_cache(context: Context, faults: Sequence[Fault]) -> list[int]:
+    """Files whose bytes in the object are right. NotFound: there is no such object."""
+    key = faults[0].key
+    context.cache.head(key)
+    return _good(faults, lambda at, size: context.cache.stream(key, at, size))
+
+
+def _on_tape(context: Context, faults: Sequence[Fault], stage: bool) -> tuple[list[int], str]:
+    """Files whose bytes in the tape file are right, and what is in the way in words."""
+    key = faults[0].key
+    (state,) = context.tape.stat([key])
+    if not state.exists:
+        return [], "the tape endpoint does not have the file"
+    if not state.online:
+        if stage:
+            context.tape.stage([key])
+            return [], "it is being brought back from tape; look again when it is online"
+        return [], "it is on tape only; have it staged to look at it"
+    if not state.on_tape:
+        return [], "it is in the endpoint's buffer and not on tape yet"
+    with context.tape.open(key) as reader:
+        return _good(faults, lambda at, size: reader.stream(at, size, _READ_BYTES)), ""
+
+
+def _good(faults: Sequence[Fault], read: Read) -> list[int]:
+    return [fault.file_id for fault in faults if _matches(fault, read)]
+
+
+def _matches(fault: Fault, read: Read) -> bool:
+    """Whether the copy's bytes are right; a directory or link has none, and needs its blob only."""
+    if not fault.digest:
+        return True
+    digest = hashlib.sha256()
+    try:
+        for piece in read(fault.offset, fault.length):
+            digest.update(piece)
+    except NearlineError as error:
+        if error.reason in ("OBJECT_TRUNCATED", "TAPE_SHORT_READ"):
+            return False
+        raise
+    return digest.digest() == fault.digest
