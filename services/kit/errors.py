@@ -14,6 +14,9 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN = "nearline"
 """``ErrorInfo.domain`` of every error that a Nearline service made itself."""
 
+DEPENDENCY = "dependency"
+"""Key of the metadata that names what as a whole does not work."""
+
 _M = TypeVar("_M", bound=Message)
 
 Violations = tuple[tuple[str, str], ...]
@@ -56,6 +59,11 @@ class NearlineError(Exception):
     def transient(self) -> bool:
         """Whether the same request may succeed later without anyone changing it."""
         return self.code in _TRANSIENT or self.retry_after is not None
+
+    @property
+    def dependency(self) -> str:
+        """What as a whole does not work (`cache`, `tape`, `catalog`); empty for anything else."""
+        return self.metadata.get(DEPENDENCY, "")
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"

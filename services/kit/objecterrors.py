@@ -22,7 +22,14 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from services.kit.errors import Internal, NearlineError, NotFound, ResourceExhausted, Unavailable
+from services.kit.errors import (
+    DEPENDENCY,
+    Internal,
+    NearlineError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 
 #: The body of an answer broke off. The request can be repeated at once.
 BROKEN_BODY = (
@@ -36,6 +43,10 @@ BROKEN_BODY = (
 #: Reason of the error that a multipart upload is unknown: completed, aborted or swept.
 UPLOAD_GONE = "OBJECT_UPLOAD_GONE"
 OBJECT_TRUNCATED = "OBJECT_TRUNCATED"
+CACHE = "cache"
+"""The object store, as work depends on it."""
+CACHE_SPACE = "cache space"
+"""Room in it: a full store can still be read and evicted from."""
 
 _UNREACHABLE = (*BROKEN_BODY, ConnectTimeoutError, EndpointConnectionError, HTTPClientError)
 
@@ -48,6 +59,8 @@ class _Rule(NamedTuple):
     reason: str
     message: str
     retry_after: float | None
+    dependency: str = ""
+    """What as a whole does not work; empty when it is about one object."""
 
 
 _RULES = (
@@ -72,6 +85,7 @@ _RULES = (
         "OBJECT_STORE_FULL",
         "the object store has no space left ({code}); free some or add capacity",
         60,
+        dependency=CACHE_SPACE,
     ),
     _Rule(
         frozenset({"401", "403", "AccessDenied", "InvalidAccessKeyId"})
@@ -81,6 +95,7 @@ _RULES = (
         "the object store refuses this service ({code});"
         " check the keys, the bucket's policy and the clocks",
         60,
+        dependency=CACHE,
     ),
     _Rule(
         frozenset({"NoSuchBucket"}),
@@ -88,6 +103,7 @@ _RULES = (
         "OBJECT_BUCKET_MISSING",
         "the object store does not have the configured bucket; create it",
         60,
+        dependency=CACHE,
     ),
     _Rule(
         frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"}),
@@ -130,6 +146,7 @@ def unreachable(error: Exception, key: str) -> Unavailable:
         f"the object store does not answer ({type(error).__name__}); it is tried again",
         retry_after=5,
         key=key,
+        dependency=CACHE,
     )
 
 
@@ -155,13 +172,17 @@ def from_code(code: str, status: int, key: str) -> NearlineError:
     rule = _BY_CODE.get(code) or _BY_CODE.get(str(status))
     if rule is not None:
         message = rule.message.format(key=key, code=code)
-        return rule.kind(rule.reason, message, retry_after=rule.retry_after, key=key)
+        error = rule.kind(rule.reason, message, retry_after=rule.retry_after, key=key)
+        if rule.dependency:
+            error.metadata[DEPENDENCY] = rule.dependency
+        return error
     if status >= 500 or code in ("SlowDown", "RequestTimeout"):
         return Unavailable(
             "OBJECT_STORE_FAILED",
             f"the object store answered {code or status}; it is tried again",
             retry_after=5,
             key=key,
+            dependency=CACHE,
         )
     return Internal(
         "OBJECT_STORE_REFUSED", f"the object store refused the request: {code or status}", key=key

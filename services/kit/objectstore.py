@@ -21,7 +21,7 @@ import boto3
 from botocore.config import Config
 
 from services.kit.config import Count, SecretFile, Section
-from services.kit.errors import NearlineError, NotFound
+from services.kit.errors import NearlineError, NotFound, ResourceExhausted
 from services.kit.objecterrors import (
     BROKEN_BODY,
     UPLOAD_GONE,
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MIB = 1 << 20
-HEALTH_KEY = "health"
-"""The one object that is no blob: the health check writes it again and again."""
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
 # Few and quick: waiting out a longer outage is the ledger's work, not a handler's.
@@ -173,26 +171,31 @@ class ObjectStore:
                         item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"]
                     )
 
-    def abort_upload(self, upload: StaleUpload) -> None:
-        """Remove an unfinished upload with its parts; one that is gone is no error."""
-        try:
-            with translated(upload.key):
-                self._client.abort_multipart_upload(
-                    Bucket=self._bucket, Key=self._prefix + upload.key, UploadId=upload.upload_id
-                )
-        except NearlineError as error:
-            if error.reason != UPLOAD_GONE:
-                raise
+    def abort_stale_uploads(self, before: datetime) -> int:
+        """Remove uploads begun before ``before`` (with a time zone); return how many."""
+        stale = [upload for upload in self.list_uploads() if upload.started < before]
+        for upload in stale:
+            self._abort(upload)
+        return len(stale)
 
     def healthy(self) -> str | None:
-        """None when a write succeeds now, or what is wrong in words. Raises nothing.
+        """None when the store works, or what is wrong in words; full is not wrong.
 
-        A write, because servers answer reads and probes before they can write.
+        Asked by a write, because servers answer reads and probes before they can write.
         """
+        error = self._write_error()
+        return None if error is None or isinstance(error, ResourceExhausted) else error.message
+
+    def has_room(self) -> str | None:
+        """None unless the store says that it is full; that in words then."""
+        error = self._write_error()
+        return error.message if isinstance(error, ResourceExhausted) else None
+
+    def _write_error(self) -> NearlineError | None:
         try:
-            self.put(HEALTH_KEY, b"ok")
+            self.put("health", b"ok")
         except NearlineError as error:
-            return error.message
+            return error
         return None
 
     def _target(self, key: str) -> Target:
@@ -233,6 +236,16 @@ class ObjectStore:
             error = from_code(failure.get("Code", ""), 500, failure.get("Key", keys[0]))
             if not isinstance(error, NotFound):
                 raise error
+
+    def _abort(self, upload: StaleUpload) -> None:
+        try:
+            with translated(upload.key):
+                self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=self._prefix + upload.key, UploadId=upload.upload_id
+                )
+        except NearlineError as error:
+            if error.reason != UPLOAD_GONE:
+                raise
 
 
 def _connect(config: S3Config) -> S3Client:

@@ -26,6 +26,9 @@ _LABELS = ("service", "method")
 _STARTED = Counter("rpc_started", "RPCs begun.", _LABELS)
 _HANDLED = Counter("rpc_handled", "RPCs ended, by status code.", (*_LABELS, "code"))
 _ACTIVE = Gauge("rpc_active", "RPCs running now.", _LABELS)
+_USABLE = Gauge(
+    "dependency_usable", "1 while work that needs it is taken, 0 while it is left alone.", ("name",)
+)
 _SECONDS = Histogram(
     "rpc_seconds",
     "Time from the start to the end of an RPC.",
@@ -63,6 +66,11 @@ def configure(config: LogConfig, service: str) -> None:
         cache_logger_on_first_use=True,
     )
     _configure_logging(common, render)
+
+
+def set_usable(dependency: str, usable: bool) -> None:
+    """Show whether work that needs ``dependency`` is taken now."""
+    _USABLE.labels(dependency).set(usable)
 
 
 @contextmanager

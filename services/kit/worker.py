@@ -73,6 +73,7 @@ _WELCOME_SECONDS = 10.0
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.2, 3.0
 _CANCEL_SECONDS = 5.0
 _GOODBYE_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
 
 # Asking again cannot help: the configuration or the code is wrong.
 _FINAL = (errors.Unauthenticated, errors.PermissionDenied, errors.InvalidArgument)
@@ -87,10 +88,12 @@ class Worker:
     """Takes leases of ``handlers``' kinds from the ledger and runs up to ``slots`` at once.
 
     ``connect`` makes the channel to the ledger; it is called once, by :meth:`run`. ``trouble``
-    says in words what is wrong with what the worker depends on (empty: nothing); it runs in the
-    event loop every few seconds and must not block. ``grace`` is how many seconds running jobs may
+    says in words what is wrong with what the worker depends on (empty: nothing), ``paused`` which
+    kinds of work it does not take for that; they run in the event loop and must not block. ``saw``
+    is told, in the job's thread, how each job ended. ``grace`` is how many seconds running jobs may
     take to end by themselves once the worker is told to stop; then they are cancelled and handed
-    back.
+    back. ``reserved`` slots are left free by every single user; a ``small_only`` worker gets tasks
+    of at most a second.
     """
 
     def __init__(
@@ -102,14 +105,20 @@ class Worker:
         slots: int,
         schedules: Sequence[monitor_pb2.Schedule] = (),
         trouble: Callable[[], str] = str,
+        paused: Callable[[], frozenset[Kind]] = frozenset,
+        saw: Callable[[Kind, Exception | None], None] = lambda kind, error: None,
         version: str = "",
         grace: float = 20.0,
+        reserved: int = 0,
+        small_only: bool = False,
         worker_id: str | None = None,
     ) -> None:
         self._connect = connect
         self._handlers = dict(handlers)
         self._slots = slots
         self._trouble = trouble
+        self._paused = paused
+        self._saw = saw
         self._grace = grace
         host = socket.gethostname()
         self._hello = WorkRequest.Hello(
@@ -120,7 +129,10 @@ class Worker:
             host=host,
             version=version,
             schedules=schedules,
+            reserved=reserved,
+            small_only=small_only,
         )
+        self._told_paused: frozenset[Kind] = frozenset()
         self._runs: dict[Key, _Run] = {}
         self._out: asyncio.Queue[WorkRequest | None] | None = None
         self._draining = self._leaving = False
@@ -202,6 +214,7 @@ class Worker:
     ) -> None:
         """Stop what was lost meanwhile, send again what was not acknowledged, ask for more."""
         self._out = out
+        self._say_beat(out)
         held = {_key(lease) for lease in welcome.held}
         for key, run in self._runs.items():
             if key not in held:
@@ -215,10 +228,16 @@ class Worker:
 
     async def _beat(self, out: asyncio.Queue[WorkRequest | None], period: float) -> None:
         while True:
-            await asyncio.sleep(period)
-            beat = WorkRequest.Heartbeat(trouble=self._trouble())
-            beat.progress.extend(r.context.snapshot() for r in self._runs.values() if r.busy)
-            out.put_nowait(WorkRequest(heartbeat=beat))
+            ends = self._loop.time() + period
+            while self._loop.time() < ends and self._paused() == self._told_paused:
+                await asyncio.sleep(min(period, _LOOK_SECONDS))
+            self._say_beat(out)
+
+    def _say_beat(self, out: asyncio.Queue[WorkRequest | None]) -> None:
+        self._told_paused = self._paused()
+        beat = WorkRequest.Heartbeat(trouble=self._trouble(), paused=self._told_paused)
+        beat.progress.extend(r.context.snapshot() for r in self._runs.values() if r.busy)
+        out.put_nowait(WorkRequest(heartbeat=beat))
 
     def _receive(self, message: WorkResponse) -> None:
         match message.WhichOneof("message"):
@@ -237,7 +256,11 @@ class Worker:
         run = _Run(lease, JobContext(lease, lambda r: self._from_thread(self._post, run, r)))
         self._runs[_key(lease)] = run
         self._idle.clear()
-        if self._draining:
+        is_paused = assignment.kind in self._paused()
+        if is_paused and self._out is not None:
+            # Said first, or the ledger would give it back at once.
+            self._say_beat(self._out)
+        if self._draining or is_paused:
             self._end(run, WorkRequest(hand_back=WorkRequest.HandBack(lease=lease)))
             return
         handler = self._handlers[assignment.kind]
@@ -246,7 +269,7 @@ class Worker:
     def _work(self, run: _Run, handler: Handler, job: Job) -> None:
         """In a thread: run the handler and pass on its result."""
         with _surroundings(job):
-            request = _outcome(handler, job, run)
+            request = _outcome(handler, job, run, self._saw)
         crash.point("worker.before_report")
         self._from_thread(self._end, run, request)
 
@@ -360,16 +383,20 @@ class _Threads:
             contextvars.Context().run(job)
 
 
-def _outcome(handler: Handler, job: Job, run: _Run) -> WorkRequest:
+def _outcome(
+    handler: Handler, job: Job, run: _Run, saw: Callable[[Kind, Exception | None], None]
+) -> WorkRequest:
     """Run ``handler``; the message that ends its lease, whatever happens."""
     context, lease = run.context, run.lease
     try:
         context.check()
         outcome = handler(job, context)
+        saw(job.kind, None)
         return to_request(lease, outcome, context.finish())
     except JobCancelled:
         return WorkRequest(hand_back=WorkRequest.HandBack(lease=lease))
     except errors.NearlineError as error:
+        saw(job.kind, error)
         log.info("job_failed", reason=error.reason, message=error.message)
         return to_fail(lease, error, context.files_at_stake)
     except Exception as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import psycopg2.errors
 
@@ -42,16 +42,18 @@ class Dispatcher:
             self._hinted.set()
             self._hinted = asyncio.Event()
 
-    async def take(self, stream: Registration, kinds: Collection[int], most: int) -> list[Leased]:
-        """Wait for ready tasks of ``kinds`` and lease up to ``most``.
+    async def take(
+        self, stream: Registration, wanted: Callable[[], Collection[int]], most: int
+    ) -> list[Leased]:
+        """Wait for ready tasks of the kinds that are ``wanted`` at the time; lease up to ``most``.
 
         Raises leases.SupersededError when the worker has a newer stream.
         """
         while True:
-            while not self._hints.intersection(kinds):
+            while not self._hints.intersection(wanted()):
                 await self._hinted.wait()
             async with self._turn:
-                if leased := await self._lease(stream, kinds, most):
+                if leased := await self._lease(stream, wanted(), most):
                     return leased
 
     async def specs(self, leased: Iterable[Leased]) -> dict[int, monitor_pb2.TransactionSpec]:

@@ -210,6 +210,13 @@ class Service:
 
     workers: int = 0
     troubles: tuple[str, ...] = ()
+    seen: datetime | None = None
+    """When one of them was heard last; None: never, or not for a day."""
+
+    @property
+    def trouble(self) -> str:
+        """What keeps all of them from working; empty when one can work, or there is none."""
+        return self.troubles[0] if 0 < self.workers == len(self.troubles) else ""
 
 
 def waiting_for(
@@ -227,19 +234,24 @@ def waiting_for(
     if waits:
         return _describe(waits[0], now)
     ready = [kind for kind, count in sorted(open_by_kind.items()) if count]
-    if leased or not ready:
+    if not ready:
         return ""
     name = service_of(ready[0])
     service = services.get(name, Service())
+    if leased:
+        return service.trouble
     if not service.workers:
-        return f"a {name} worker; none is connected"
-    if len(service.troubles) == service.workers:
-        return f"a healthy {name} worker: {service.troubles[0]}"
-    return f"a free {name} worker"
+        since = f" since {service.seen:%H:%M} UTC" if service.seen else ""
+        return f"a {name} worker; none is connected{since}"
+    return (
+        f"a healthy {name} worker: {service.trouble}"
+        if service.trouble
+        else (f"a free {name} worker")
+    )
 
 
 def _describe(wait: Wait, now: datetime) -> str:
     if wait.failing_since is None:
         return wait.note or "the next look at it"
     seconds = max(round((wait.until - now).total_seconds()), 0)
-    return f"{wait.note}; next try in {seconds} s, failing since {wait.failing_since:%H:%M} UTC"
+    return f"{wait.note}; failing since {wait.failing_since:%H:%M} UTC, next try in {seconds} s"

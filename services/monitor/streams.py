@@ -80,6 +80,7 @@ class Stream:
         self._dispatcher = dispatcher
         self._config = config
         self._kinds = frozenset(hello.kinds)
+        self._paused: frozenset[int] = frozenset()
         self._held: dict[Lease, int | None] = dict.fromkeys(registration.held)
         self._revoked: set[Lease] = set()
         self._inbox: asyncio.Queue[WorkRequest | None] = asyncio.Queue(_INBOX)
@@ -143,11 +144,20 @@ class Stream:
             async for request in requests:
                 if request.WhichOneof("message") == "heartbeat":
                     self._heartbeat = request.heartbeat
+                    self._pause(frozenset(request.heartbeat.paused))
                     self._alive.set()
                 else:
                     await self._inbox.put(request)
         finally:
             await self._inbox.put(None)
+
+    def _pause(self, kinds: frozenset[int]) -> None:
+        """Lease none of ``kinds`` from now on, and again what is not among them any more."""
+        taken_again, self._paused = self._paused - kinds, kinds
+        self._dispatcher.hint(taken_again)
+
+    def _wanted(self) -> frozenset[int]:
+        return self._kinds - self._paused
 
     async def _record(self) -> None:
         """Record reports, as many at once as have come; ends when the worker has half-closed."""
@@ -181,7 +191,7 @@ class Stream:
                 self._credited.clear()
                 await self._credited.wait()
             most = min(self._credit, _MOST_LEASES)
-            leased = await self._dispatcher.take(self.registration, self._kinds, most)
+            leased = await self._dispatcher.take(self.registration, self._wanted, most)
             self._credit -= len(leased)
             self._held.update({(task.task_id, task.token): task.txn for task in leased})
             specs = await self._dispatcher.specs(leased)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import psycopg2.errors
 from sqlalchemy import Connection
@@ -200,7 +200,10 @@ def _live(row: sql.Row) -> _Live:
 
 def _services(connection: Connection) -> dict[str, Service]:
     rows = sql.rows(connection, _SERVICES)
-    return {name: Service(count, tuple(troubles or ())) for name, count, troubles in rows}
+    return {
+        name: Service(count, tuple(troubles or ()), seen.astimezone(UTC))
+        for name, count, troubles, seen in rows
+    }
 
 
 def _transaction(row: sql.Row) -> Transaction:
@@ -284,8 +287,10 @@ ORDER BY txn, failing_since IS NULL, not_before
 """
 
 _SERVICES = """
-SELECT service, count(*), array_agg(trouble ORDER BY name) FILTER (WHERE trouble <> '')
-FROM worker WHERE connected AND seen_at > now() - interval '1 minute' GROUP BY service
+SELECT service, count(*) FILTER (WHERE here),
+       array_agg(trouble ORDER BY name) FILTER (WHERE here AND trouble <> ''), max(seen_at)
+FROM (SELECT *, connected AND seen_at > now() - interval '1 minute' AS here FROM worker) AS known
+GROUP BY service
 """
 
 # Turns that were not taken are given back: who cancels a large request must not wait for it.

@@ -2,22 +2,23 @@
 
 from nearline.tape.v1 import tape_pb2_grpc
 from nearline.type.v1 import task_pb2
-from services.kit.catalogclient import CatalogClient
+from services.kit.catalogclient import CATALOG, CatalogClient
 from services.kit.channel import aio_channel, sync_channel
 from services.kit.entry import main
+from services.kit.objecterrors import CACHE, CACHE_SPACE
 from services.kit.objectstore import ObjectStore
 from services.kit.server import Server
 from services.kit.worker import Worker, schedule
 from services.kit.working import Watchdog, serve_and_work
 from services.tape.config import EndpointConfig, TapeConfig
 from services.tape.context import Context, OpenTasks
-from services.tape.endpoint import TapeEndpoint
+from services.tape.endpoint import TAPE, TapeEndpoint
 from services.tape.endpoints.directory import DirectoryEndpoint
 from services.tape.endpoints.xrootd import XRootDEndpoint
-from services.tape.handlers import handlers
+from services.tape.handlers import NEEDS, handlers
 from services.tape.servicer import TapeServicer
 
-Task = task_pb2.Task
+PLAN_ARCHIVE = task_pb2.Task.PLAN_ARCHIVE
 
 
 def open_endpoint(config: EndpointConfig) -> tuple[TapeEndpoint, str, str]:
@@ -39,22 +40,28 @@ async def serve(config: TapeConfig) -> None:
         cache=cache,
         tape=endpoint,
     )
-    watchdog = Watchdog({"tape": endpoint.healthy, "cache": cache.healthy})
+    watchdog = Watchdog(
+        {
+            TAPE: endpoint.healthy,
+            CACHE: cache.healthy,
+            CACHE_SPACE: cache.has_room,
+            CATALOG: context.catalog.healthy,
+        },
+        NEEDS,
+    )
     worker = Worker(
         lambda: aio_channel(config.monitor),
         service="tape",
         handlers=handlers(context),
         slots=config.slots,
-        schedules=[
-            schedule("archive", Task.PLAN_ARCHIVE, config.archive.every_seconds),
-            schedule("reconcile", Task.RECONCILE, config.reconcile.every_seconds),
-            schedule("verify", Task.VERIFY, config.reconcile.verify_seconds),
-        ],
+        schedules=[schedule("archive", PLAN_ARCHIVE, config.archive.every_seconds)],
         trouble=watchdog.trouble,
+        paused=watchdog.paused,
+        saw=watchdog.saw,
         grace=config.server.grace_seconds,
     )
     server = Server(config.server)
-    servicer = TapeServicer(context, driver, where)
+    servicer = TapeServicer(endpoint, driver, where)
     server.add(tape_pb2_grpc.add_TapeServiceServicer_to_server, servicer)
     await serve_and_work(server, worker, watchdog)
 

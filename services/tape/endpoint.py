@@ -33,6 +33,9 @@ from typing import Protocol, Self
 
 from services.kit.errors import FailedPrecondition, InvalidArgument, NotFound
 
+TAPE = "tape"
+"""The tape endpoint, as work depends on it."""
+
 CHUNK_BYTES = 8 * 1024 * 1024
 """The unit of all transfers; a writer or a stream holds at most `CHUNKS_IN_FLIGHT` of them."""
 CHUNKS_IN_FLIGHT = 4
@@ -226,13 +229,6 @@ class TapeEndpoint(Protocol):
         """Every committed file below the directory ``prefix``, in no order; none if it is missing.
 
         Files whose names `check_path` refuses are not this service's, and are left out.
-        """
-        ...
-
-    def unfinished(self, older_than: float, *, remove: bool) -> Sequence[TapeEntry]:
-        """Files of writers that did not commit for ``older_than`` seconds, removed if asked.
-
-        Nobody relies on them. Their paths are for people; other methods may not take them.
         """
         ...
 

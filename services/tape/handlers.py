@@ -4,12 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 from nearline.type.v1 import task_pb2
+from services.kit.catalogclient import CATALOG
 from services.kit.jobs import Handler, Job, JobContext, Outcome
+from services.kit.objecterrors import CACHE, CACHE_SPACE
 from services.tape.archive import archive, confirm, plan
 from services.tape.context import Context
-from services.tape.faulty import verify
+from services.tape.endpoint import TAPE
 from services.tape.recall import recall, stage
-from services.tape.reconcile import reconcile
 
 Task = task_pb2.Task
 
@@ -19,9 +20,16 @@ _HANDLERS: dict[task_pb2.Task.Kind.ValueType, Callable[[Context, Job, JobContext
     Task.CONFIRM: confirm,
     Task.STAGE: stage,
     Task.RECALL: recall,
-    Task.RECONCILE: reconcile,
-    Task.VERIFY: verify,
 }
+
+NEEDS = {
+    Task.PLAN_ARCHIVE: (CATALOG,),
+    Task.ARCHIVE: (CATALOG, CACHE, TAPE),
+    Task.CONFIRM: (CATALOG, TAPE),
+    Task.STAGE: (CATALOG, TAPE),
+    Task.RECALL: (CATALOG, CACHE, CACHE_SPACE, TAPE),
+}
+"""What each kind of work depends on."""
 
 
 def handlers(context: Context) -> dict[task_pb2.Task.Kind.ValueType, Handler]:

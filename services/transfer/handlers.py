@@ -9,9 +9,10 @@ from functools import partial
 import uvloop
 
 from nearline.type.v1 import task_pb2
-from services.kit.catalogclient import CatalogClient
+from services.kit.catalogclient import CATALOG, CatalogClient
 from services.kit.channel import aio_channel, sync_channel
 from services.kit.jobs import Job, JobContext, Outcome
+from services.kit.objecterrors import CACHE, CACHE_SPACE
 from services.kit.objectstore import ObjectStore
 from services.kit.worker import Worker, schedule
 from services.kit.working import Watchdog, work
@@ -37,6 +38,15 @@ _HANDLERS: dict[task_pb2.Task.Kind.ValueType, Callable[[Context, Job, JobContext
     Task.EVICT: evict,
 }
 
+_NEEDS = {
+    Task.SCAN: (CATALOG,),
+    Task.UPLOAD: (CATALOG, CACHE, CACHE_SPACE),
+    Task.RESOLVE: (CATALOG,),
+    Task.DOWNLOAD: (CATALOG, CACHE),
+    Task.FINISH_DIRECTORIES: (CATALOG,),
+    Task.EVICT: (CATALOG, CACHE),
+}
+
 
 def run(config: TransferConfig) -> None:
     """Work for the ledger until told to stop, or until the service that started this ends."""
@@ -56,7 +66,14 @@ async def _run(config: TransferConfig) -> None:
         cache=cache,
         users=UserFs(map(os.fsencode, config.posix.roots), config.posix.min_uid),
     )
-    watchdog = Watchdog({"cache": cache.healthy})
+    watchdog = Watchdog(
+        {
+            CACHE: cache.healthy,
+            CACHE_SPACE: cache.has_room,
+            CATALOG: context.catalog.healthy,
+        },
+        _NEEDS,
+    )
     worker = Worker(
         lambda: aio_channel(config.monitor),
         service="transfer",
@@ -64,6 +81,8 @@ async def _run(config: TransferConfig) -> None:
         slots=config.slots,
         schedules=[schedule("evict", Task.EVICT, config.evict.every_seconds)],
         trouble=watchdog.trouble,
+        paused=watchdog.paused,
+        saw=watchdog.saw,
         grace=config.server.grace_seconds,
     )
     await work(worker, watchdog, stop)

@@ -14,7 +14,7 @@ from services.kit.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from services.tape.endpoint import not_found
+from services.tape.endpoint import TAPE, not_found
 
 # The client reads these when it is loaded. By its own defaults a refused port costs 8 minutes and a
 # silent peer 10; an error window would fail calls after the server is back; and pgwrite's CRC32C
@@ -86,7 +86,7 @@ def failure(status: Status, action: str, path: str) -> NearlineError:
         return _refusal(status.errno, text, path)
     if status.code == _AUTH_FAILED:
         return _auth_failure(text)
-    return Unavailable("TAPE_UNREACHABLE", text, path=path)
+    return Unavailable("TAPE_UNREACHABLE", text, path=path, dependency=TAPE)
 
 
 def _refusal(errno: int, text: str, path: str) -> NearlineError:
@@ -105,4 +105,4 @@ def _refusal(errno: int, text: str, path: str) -> NearlineError:
 
 def _auth_failure(text: str) -> Unavailable:
     advice = "; check that the service's keytab is the one the endpoint knows"
-    return Unavailable("TAPE_AUTH_FAILED", text + advice, retry_after=_LATER)
+    return Unavailable("TAPE_AUTH_FAILED", text + advice, retry_after=_LATER, dependency=TAPE)

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 from zlib_ng import zlib_ng
 
 from services.kit.errors import Aborted, NearlineError, Unavailable
-from services.tape.endpoint import CHUNK_BYTES, CHUNKS_IN_FLIGHT, Written
+from services.tape.endpoint import CHUNK_BYTES, CHUNKS_IN_FLIGHT, TAPE, Written
 from services.tape.endpoints.xrootd_client import Status, check, failure
 
 log = logging.getLogger(__name__)
@@ -326,8 +326,11 @@ def _connected(action: str, path: str) -> Iterator[None]:
             "TAPE_UNREACHABLE",
             f"the connection to the tape endpoint was lost at a {action} of {path}",
             path=path,
+            dependency=TAPE,
         ) from error
 
 
 def _no_callback(action: str, path: str) -> Unavailable:
-    return Unavailable("TAPE_UNREACHABLE", f"no answer to a {action} of {path}", path=path)
+    return Unavailable(
+        "TAPE_UNREACHABLE", f"no answer to a {action} of {path}", path=path, dependency=TAPE
+    )

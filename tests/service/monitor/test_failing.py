@@ -49,7 +49,7 @@ async def test_transient_trouble_is_visible_and_passes(database_config: Database
 
         async def says_why() -> bool:
             shown = (await get(one.stub, id_)).waiting_for
-            return shown.startswith("object store unreachable; next try in")
+            return shown.startswith("object store unreachable; failing since")
 
         await until(says_why)
         well.set()

@@ -142,7 +142,7 @@ def test_what_is_waited_for_is_said_in_words() -> None:
     assert waiting(leased=True, open_by_kind={Task.UPLOAD: 1}) == ""
     assert waiting(live_notes=["a lock"], leased=True) == "a lock"
     assert waiting(waits=[poll]) == "tape: 3 of 5 files staged"
-    expected = "object store unreachable; next try in 12 s, failing since 12:03 UTC"
+    expected = "object store unreachable; failing since 12:03 UTC, next try in 12 s"
     assert waiting(waits=[retry]) == expected
 
 
@@ -153,3 +153,8 @@ def test_missing_and_troubled_workers_are_named() -> None:
     assert waiting(open_by_kind=ready, services=busy) == "a free tape worker"
     sick = {"tape": Service(1, ("tape: no route",))}
     assert waiting(open_by_kind=ready, services=sick) == "a healthy tape worker: tape: no route"
+    # What runs already waits for it too, inside of some library.
+    assert waiting(open_by_kind=ready, services=sick, leased=True) == "tape: no route"
+    gone = {"tape": Service(seen=NOW)}
+    expected = "a tape worker; none is connected since 12:03 UTC"
+    assert waiting(open_by_kind=ready, services=gone) == expected
