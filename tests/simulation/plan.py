@@ -49,6 +49,12 @@ class Plans:
         self._chunks: dict[tuple[int | None, int], int] = {}
         self._tried: dict[int, int] = {}
         self._ids = 0
+        self.down_until = 0.0
+        """Until then uploads fail at once, for a reason that passes."""
+
+    def is_down(self, task: Leased, now: float) -> bool:
+        """Whether what a task needs is down."""
+        return task.kind == Task.UPLOAD and now < self.down_until
 
     def request(self, user: str, chunks: int) -> Request:
         """A PUT of some chunks of paths."""
@@ -70,26 +76,22 @@ class Plans:
         """A request of one task."""
         return self.crowd(user, 1)
 
-    def attempt(self, task: Leased, paths: int) -> tuple[Node, Iterator[pb.WorkRequest] | None]:
+    def attempt(self, task: Leased, paths: int, now: float) -> Iterator[pb.WorkRequest] | None:
         """What one attempt at a task says; None when it kills its worker."""
         number, poll, files = self._read(task, paths)
         node = self._nodes[number]
         self._tried[number] = self._tried.get(number, 0) + 1
-        if node.poison:
-            return node, None
-        return node, self._say(task, node, number, poll, files)
+        if self.is_down(task, now):
+            return iter([_fail(task, files, transient=True, retry_after=20)])
+        return None if node.poison else self._say(task, node, number, poll, files)
 
     def _say(
         self, task: Leased, node: Node, number: int, poll: int, files: int
     ) -> Iterator[pb.WorkRequest]:
         lease = pb.Lease(task_id=task.task_id, token=task.token)
         if node.permanent or self._tried[number] <= node.transient:
-            fail = pb.WorkRequest.Fail(
-                lease=lease, code="DOWN", reason="down", transient=not node.permanent, files=files
-            )
-            if self._chance.random() < 0.2:
-                fail.retry_after.CopyFrom(seconds(20))
-            yield pb.WorkRequest(fail=fail)
+            after = 20 if self._chance.random() < 0.2 else 0
+            yield _fail(task, files, transient=not node.permanent, retry_after=after)
             return
         failed = self._chance.choice((0, 0, 0, self._chance.randint(0, files)))
         yield from _failures(lease, number, failed, self._chance.random() < 0.5)
@@ -184,6 +186,16 @@ class Plans:
         self._ids += 1
         who = Identity(user=user)
         return pb.TransactionSpec(id=f"request-{self._ids}", identity=who, group="g", action=action)  # type: ignore[arg-type]
+
+
+def _fail(task: Leased, files: int, *, transient: bool, retry_after: float) -> pb.WorkRequest:
+    fail = pb.WorkRequest.Fail(
+        lease=pb.Lease(task_id=task.task_id, token=task.token),
+        code="DOWN", reason="down", transient=transient, files=files,
+    )  # fmt: skip
+    if retry_after:
+        fail.retry_after.CopyFrom(seconds(retry_after))
+    return pb.WorkRequest(fail=fail)
 
 
 def _failures(lease: pb.Lease, number: int, count: int, in_two: bool) -> Iterator[pb.WorkRequest]:

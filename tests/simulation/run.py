@@ -9,7 +9,7 @@ from services.monitor.rules import Limits
 from tests.simulation.checks import CheckedLedger, require
 from tests.simulation.plan import TAPE, TRANSFER, USERS, Plans, Request
 from tests.simulation.rows import Leased
-from tests.simulation.server import LEASE, Replica
+from tests.simulation.server import LEASE, SWEEP, Replica
 from tests.simulation.worker import WorkerProcess
 from tests.simulation.world import Outage, World
 
@@ -99,10 +99,19 @@ class Simulation:
             request = self.plans.request(user, world.random.randint(1, 3))
             self._later(world.random.uniform(0, CALM), self._submit, request)
         if world.random.random() < 0.1:
-            self._later(0.5, self._submit, self.plans.crowd("hog", world.random.randint(50, 150)))
-            for _ in range(3):
-                request = self.plans.single(world.random.choice(USERS))
-                self._later(world.random.uniform(1, CALM), self._submit, request)
+            self._crowd()
+
+    def _crowd(self) -> None:
+        """One user asks for much, another gives up on as much, others ask for single tasks."""
+        world, plans = self.world, self.plans
+        plans.down_until = world.random.choice((0.0, 40.0, 60.0))
+        self._later(0.5, self._submit, plans.crowd("hog", world.random.randint(100, 200)))
+        other = plans.crowd("boar", 100)
+        self._later(1.0, self._submit, other)
+        self._later(world.random.uniform(5, 20), self._cancel, other)
+        for user in (*USERS, "boar", "boar"):
+            request = plans.single(user)
+            self._later(world.random.uniform(20, CALM), self._submit, request)
 
     def _later(self, delay: float, step: Callable[[Request], None], request: Request) -> None:
         self._pending += 1
@@ -181,7 +190,11 @@ class Simulation:
 
     def _database_outage(self) -> None:
         self.world.say("the database goes away")
-        self.world.database_down_until = self.world.now + self.world.random.choice((1.0, 5.0, 20.0))
+        world = self.world
+        seconds = world.random.choice((1.0, 5.0, 20.0))
+        world.database_down_until = max(world.database_down_until, world.now + seconds)
+        if seconds > SWEEP:
+            world.outage_until = world.database_down_until
 
     def _jump(self) -> None:
         seconds = self.world.random.choice((-60.0, -5.0, 5.0, 20.0, 60.0))

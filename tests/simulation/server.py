@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from nearline.monitor.v1 import monitor_pb2 as pb
 from services.monitor.book import report_of
 from services.monitor.rules import Hearing
-from tests.simulation.checks import CheckedLedger
+from tests.simulation.checks import CheckedLedger, require
 from tests.simulation.rows import Lease, SupersededError
 from tests.simulation.world import Link, Outage, World
 
@@ -115,7 +115,9 @@ class Replica:
             self._hearing.interrupted()
             raise
         if self._hearing.swept(self.world.now):
-            self.database(self.ledger.expire, LEASE)
+            lost = self.database(self.ledger.expire, LEASE)
+            heard = self.world.now - self.world.outage_until
+            require(not lost or heard >= LEASE, "an outage of the ledger cost {} leases", lost)
         for stream in list(self._streams.values()):
             if self.world.now - stream.heard > LEASE:
                 stream.link.cut()

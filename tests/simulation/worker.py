@@ -148,6 +148,8 @@ class WorkerProcess:
             self._end(run, _hand_back(task))
             return
         seconds = self.world.random.expovariate(1 / self.world.random.choice((0.5, 2.0, 15.0)))
+        if self.mesh.plans.is_down(task, self.world.now):
+            seconds = 0.1
         self._later(seconds, self._work, run)
 
     def _ack(self, body: tuple[Lease, bool]) -> None:
@@ -185,7 +187,7 @@ class WorkerProcess:
         if run.stop:
             self._end(run, _hand_back(run.task))
             return
-        _, said = self.mesh.plans.attempt(run.task, self.mesh.paths(run.task))
+        said = self.mesh.plans.attempt(run.task, self.mesh.paths(run.task), self.world.now)
         if said is None:
             self.die()
             return

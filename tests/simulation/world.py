@@ -31,6 +31,8 @@ class World:
         self.steps = 0
         self.calm = calm
         self.database_down_until = 0.0
+        self.outage_until = -1e9
+        """When the last outage ended that was long enough to be noticed by every replica."""
         self.clock_offset = 1000.0
         self._trace = trace
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
