@@ -17,6 +17,7 @@ from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.catalog.v1 import catalog_pb2_grpc
 from nearline.type.v1 import storage_pb2
 from services.kit.errors import DEPENDENCY, Internal, NotFound, Unavailable, from_rpc_error
+from services.kit.ownership import current_task, names_task
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -32,7 +33,7 @@ CATALOG = "catalog"
 
 
 class CatalogClient:
-    """Thread-safe. ``writer`` names the worker that allocated a blob, for operators."""
+    """Thread-safe. ``writer`` names the service that allocates blobs, for operators."""
 
     def __init__(self, channel: grpc.Channel, writer: str) -> None:
         self._stub = catalog_pb2_grpc.CatalogServiceStub(channel)
@@ -107,8 +108,10 @@ class CatalogClient:
         form: Blob.Format.ValueType,
     ) -> Blob:
         """Name one blob before its bytes are written."""
+        # Who cleans up after it asks the ledger whether this task still runs.
+        writer = f"{self._writer} {names_task(current_task())}".strip()
         request = catalog.AllocateBlobsRequest(
-            holding_id=holding_id, tier=tier, format=form, count=1, writer=self._writer
+            holding_id=holding_id, tier=tier, format=form, count=1, writer=writer
         )
         with _rpc_errors():
             return self._stub.AllocateBlobs(request).blobs[0]
@@ -169,10 +172,16 @@ class CatalogClient:
         with _rpc_errors():
             self._stub.ReleaseAggregate(catalog.ReleaseAggregateRequest(blob_id=blob_id))
 
-    def set_states(self, blob_ids: Sequence[int], state: Blob.State.ValueType) -> None:
-        """Move blobs along their life."""
+    def set_states(
+        self,
+        blob_ids: Sequence[int],
+        state: Blob.State.ValueType,
+        only_from: Blob.State.ValueType = Blob.STATE_UNSPECIFIED,
+    ) -> None:
+        """Move blobs along their life; those of another state than ``only_from`` stay."""
+        request = catalog.SetBlobStatesRequest(blob_ids=blob_ids, state=state, only_from=only_from)
         with _rpc_errors():
-            self._stub.SetBlobStates(catalog.SetBlobStatesRequest(blob_ids=blob_ids, state=state))
+            self._stub.SetBlobStates(request)
 
     def claim_eviction(self, holding_id: int, bytes_wanted: int) -> Sequence[Blob]:
         """Cache blobs whose bytes may be removed now; they are not read any more."""
@@ -191,11 +200,51 @@ class CatalogClient:
         with _rpc_errors():
             yield from self._stub.GetUsage(catalog.GetUsageRequest())
 
-    def report_fault(self, blob_id: int, file_ids: Sequence[int], reason: str) -> None:
-        """Say that a copy is missing (no file ids: all of it) or damaged; it is not read again."""
+    def report_fault(self, blob_id: int, file_ids: Sequence[int], reason: str) -> frozenset[int]:
+        """Say that copies are missing (no file ids: the whole blob) or damaged, not to be read.
+
+        Returns the files of them that have no readable copy any more.
+        """
         request = catalog.ReportFaultRequest(blob_id=blob_id, file_ids=file_ids, reason=reason)
         with _rpc_errors():
-            self._stub.ReportFault(request)
+            return frozenset(self._stub.ReportFault(request).lost_file_ids)
+
+    def faults(
+        self, *, blob_ids: Sequence[int] = (), file_ids: Sequence[int] = ()
+    ) -> Iterator[catalog.Fault]:
+        """Open faults by ascending blob and file: all, or those of up to 10,000 blobs or files."""
+        request = catalog.ListFaultsRequest(open=True, blob_ids=blob_ids, file_ids=file_ids)
+        with _rpc_errors():
+            for batch in self._stub.ListFaults(request, timeout=_STREAM_SECONDS):
+                yield from batch.faults
+
+    def reinstate(self, blob_id: int, file_ids: Sequence[int], state: Blob.State.ValueType) -> int:
+        """Read copies again that were at fault and are good; how many."""
+        request = catalog.ReinstateCopiesRequest(blob_id=blob_id, file_ids=file_ids, state=state)
+        with _rpc_errors():
+            return self._stub.ReinstateCopies(request).reinstated
+
+    def claim_replaced(
+        self, tier: Blob.Tier.ValueType, min_age_seconds: int, *, dry_run: bool
+    ) -> Sequence[Blob]:
+        """Lost blobs whose files all have good copies elsewhere; REMOVING unless ``dry_run``."""
+        request = catalog.ClaimReplacedRequest(
+            tier=tier, min_age_seconds=min_age_seconds, dry_run=dry_run
+        )
+        with _rpc_errors():
+            return self._stub.ClaimReplaced(request).blobs
+
+    def stale_puts(self, min_age_seconds: int) -> Iterator[catalog.ListStalePutsResponse.Put]:
+        """PUTs that left registered files or an empty holding, whether they run or not."""
+        request = catalog.ListStalePutsRequest(min_age_seconds=min_age_seconds)
+        with _rpc_errors():
+            for batch in self._stub.ListStalePuts(request, timeout=_STREAM_SECONDS):
+                yield from batch.puts
+
+    def forget_puts(self, transaction_ids: Sequence[str]) -> None:
+        """Remove what these PUTs, which have ended, registered and did not store."""
+        with _rpc_errors():
+            self._stub.ForgetPuts(catalog.ForgetPutsRequest(transaction_ids=transaction_ids))
 
     def pin(self, request: catalog.PinFilesRequest) -> None:
         """Keep files in the cache for a time."""

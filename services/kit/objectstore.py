@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MIB = 1 << 20
+HEALTH_KEY = "health"
+"""The one object that is no blob: the health check writes it again and again."""
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 30
 # Few and quick: waiting out a longer outage is the ledger's work, not a handler's.
@@ -171,12 +173,16 @@ class ObjectStore:
                         item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"]
                     )
 
-    def abort_stale_uploads(self, before: datetime) -> int:
-        """Remove uploads begun before ``before`` (with a time zone); return how many."""
-        stale = [upload for upload in self.list_uploads() if upload.started < before]
-        for upload in stale:
-            self._abort(upload)
-        return len(stale)
+    def abort_upload(self, upload: StaleUpload) -> None:
+        """Remove an unfinished upload with its parts; one that is gone is no error."""
+        try:
+            with translated(upload.key):
+                self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=self._prefix + upload.key, UploadId=upload.upload_id
+                )
+        except NearlineError as error:
+            if error.reason != UPLOAD_GONE:
+                raise
 
     def healthy(self) -> str | None:
         """None when the store works, or what is wrong in words; full is not wrong.
@@ -193,7 +199,7 @@ class ObjectStore:
 
     def _write_error(self) -> NearlineError | None:
         try:
-            self.put("health", b"ok")
+            self.put(HEALTH_KEY, b"ok")
         except NearlineError as error:
             return error
         return None
@@ -236,16 +242,6 @@ class ObjectStore:
             error = from_code(failure.get("Code", ""), 500, failure.get("Key", keys[0]))
             if not isinstance(error, NotFound):
                 raise error
-
-    def _abort(self, upload: StaleUpload) -> None:
-        try:
-            with translated(upload.key):
-                self._client.abort_multipart_upload(
-                    Bucket=self._bucket, Key=self._prefix + upload.key, UploadId=upload.upload_id
-                )
-        except NearlineError as error:
-            if error.reason != UPLOAD_GONE:
-                raise
 
 
 def _connect(config: S3Config) -> S3Client:

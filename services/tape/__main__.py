@@ -18,7 +18,7 @@ from services.tape.endpoints.xrootd import XRootDEndpoint
 from services.tape.handlers import NEEDS, handlers
 from services.tape.servicer import TapeServicer
 
-PLAN_ARCHIVE = task_pb2.Task.PLAN_ARCHIVE
+Task = task_pb2.Task
 
 
 def open_endpoint(config: EndpointConfig) -> tuple[TapeEndpoint, str, str]:
@@ -54,14 +54,18 @@ async def serve(config: TapeConfig) -> None:
         service="tape",
         handlers=handlers(context),
         slots=config.slots,
-        schedules=[schedule("archive", PLAN_ARCHIVE, config.archive.every_seconds)],
+        schedules=[
+            schedule("archive", Task.PLAN_ARCHIVE, config.archive.every_seconds),
+            schedule("reconcile", Task.RECONCILE, config.reconcile.every_seconds),
+            schedule("verify", Task.VERIFY, config.reconcile.verify_seconds),
+        ],
         trouble=watchdog.trouble,
         paused=watchdog.paused,
         saw=watchdog.saw,
         grace=config.server.grace_seconds,
     )
     server = Server(config.server)
-    servicer = TapeServicer(endpoint, driver, where)
+    servicer = TapeServicer(context, driver, where)
     server.add(tape_pb2_grpc.add_TapeServiceServicer_to_server, servicer)
     await serve_and_work(server, worker, watchdog)
 

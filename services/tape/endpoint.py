@@ -232,6 +232,13 @@ class TapeEndpoint(Protocol):
         """
         ...
 
+    def unfinished(self, older_than: float, *, remove: bool) -> Sequence[TapeEntry]:
+        """Files of writers that did not commit for ``older_than`` seconds, removed if asked.
+
+        Nobody relies on them. Their paths are for people; other methods may not take them.
+        """
+        ...
+
     def healthy(self) -> str | None:
         """None when the endpoint answers, or what is wrong for a person. Raises nothing."""
         ...

@@ -10,7 +10,9 @@ from services.kit.objecterrors import CACHE, CACHE_SPACE
 from services.tape.archive import archive, confirm, plan
 from services.tape.context import Context
 from services.tape.endpoint import TAPE
+from services.tape.faulty import verify
 from services.tape.recall import recall, stage
+from services.tape.reconcile import reconcile
 
 Task = task_pb2.Task
 
@@ -20,6 +22,8 @@ _HANDLERS: dict[task_pb2.Task.Kind.ValueType, Callable[[Context, Job, JobContext
     Task.CONFIRM: confirm,
     Task.STAGE: stage,
     Task.RECALL: recall,
+    Task.RECONCILE: reconcile,
+    Task.VERIFY: verify,
 }
 
 NEEDS = {
@@ -28,6 +32,8 @@ NEEDS = {
     Task.CONFIRM: (CATALOG, TAPE),
     Task.STAGE: (CATALOG, TAPE),
     Task.RECALL: (CATALOG, CACHE, CACHE_SPACE, TAPE),
+    Task.RECONCILE: (CATALOG, CACHE, TAPE),
+    Task.VERIFY: (CATALOG, CACHE, TAPE),
 }
 """What each kind of work depends on."""
 
