@@ -8,6 +8,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC
 
 from nearline.catalog.v1 import catalog_pb2 as api
@@ -29,10 +30,18 @@ _PLACES = {Blob.CACHE: "the cache copy (object {})", Blob.TAPE: "the tape copy (
 _ADVICE = "ask the operators, who see it as a fault"
 
 
-def gone(catalog: CatalogClient, cache: ObjectStore, blob_id: int, key: str, end: int) -> str:
-    """Why bytes up to ``end`` of an object that was not found are really not there, in words.
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What is left of an object: ``size`` bytes of it, 0 when it is missing."""
 
-    Unavailable when the object is there after all, or when the store shows no other object that it
+    reason: str
+    size: int
+
+
+def gone(catalog: CatalogClient, cache: ObjectStore, blob_id: int, key: str, end: int) -> Gone:
+    """How bytes up to ``end`` of an object that were not found are missing, after a second look.
+
+    Unavailable when they are there after all, or when the store shows no other object that it
     should have.
     """
     time.sleep(_SECOND_LOOK_SECONDS)
@@ -53,7 +62,9 @@ def gone(catalog: CatalogClient, cache: ObjectStore, blob_id: int, key: str, end
             retry_after=_RETRY_SECONDS,
             key=key,
         )
-    return "its object is missing" if size is None else f"its object was cut to {size} bytes"
+    if size is None:
+        return Gone("its object is missing", 0)
+    return Gone(f"its object was cut to {size} bytes", size)
 
 
 def witnesses(catalog: CatalogClient, tier: Blob.Tier.ValueType, blob_id: int) -> list[str]:

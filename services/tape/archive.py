@@ -1,5 +1,6 @@
 """PLAN_ARCHIVE, ARCHIVE and CONFIRM: from the cache to tape, verified at every step."""
 
+import hashlib
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,12 +13,14 @@ from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import crash, paxtar
 from services.kit.catalogclient import Blob, Member
-from services.kit.errors import FailedPrecondition, NearlineError, NotFound
+from services.kit.errors import FailedPrecondition, NotFound
+from services.kit.faults import gone
 from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
-from services.tape.aggregate import Layout, Section, lay_out
+from services.tape.aggregate import Layout, Placed, Section, lay_out
 from services.tape.context import Context
 from services.tape.endpoint import TapeWriter, Written
 from services.tape.grouping import Limits, form
+from services.tape.missing import SILENT_POLLS, require_others
 from services.tape.verify import Slice, SliceChecker
 
 log = structlog.get_logger(__name__)
@@ -33,10 +36,9 @@ _ABANDONED_SECONDS = 600
 class SourceLost(Exception):
     """A source's object is missing or cut: the aggregate cannot be written as planned."""
 
-    def __init__(self, section: Section, why: NearlineError) -> None:
-        super().__init__(str(why))
+    def __init__(self, section: Section) -> None:
+        super().__init__(section.key)
         self.section = section
-        self.why = why
 
 
 # -- planning ------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ def _copy(context: Context, ctx: JobContext, writer: TapeWriter, section: Sectio
             writer.write(piece)
             ctx.progress(bytes=len(piece))
     except NotFound as error:
-        raise SourceLost(section, error) from error
+        raise SourceLost(section) from error
     checker.finish()
     writer.write(paxtar.padding(section.length))
     ctx.progress(files=len(section.slices))
@@ -216,11 +218,15 @@ def _without(
     context: Context, ctx: JobContext, task: task_pb2.TapeBlobTask, lost: SourceLost
 ) -> Done:
     """The others are planned anew; the lost one is a fault that is on record."""
-    log.error("cache_object_lost", blob=lost.section.blob_id, key=lost.section.key)
-    context.catalog.report_fault(lost.section.blob_id, [], str(lost.why.message))
+    section = lost.section
+    found = gone(context.catalog, context.cache, section.blob_id, section.key, section.length)
+    log.error("cache_object_lost", blob=section.blob_id, key=section.key, reason=found.reason)
+    bad = [placed for at, placed in section.slices if at + placed.length > found.size]
+    numbers = [placed.file_id for placed in bad] if found.size else []
+    context.catalog.report_fault(section.blob_id, numbers, found.reason)
     context.catalog.release_aggregate(task.blob_id)
-    reason = "its object in the cache is missing or cut; the operators see it as a fault"
-    failed = [placed.path for _, placed in lost.section.slices]
+    failed = [placed.path for placed in bad]
+    reason = f"{found.reason}; the operators see it as a fault"
     ctx.failures((path, "CACHE_COPY_LOST", reason) for path in failed)
     return Done(files_total=len(failed))
 
@@ -275,14 +281,25 @@ def _record(
 
 
 def _report_damage(context: Context, ctx: JobContext, layout: Layout, bad: set[int]) -> None:
+    """Report copies that are bad when read once more; the others are archived another time."""
     reason = "its bytes in the cache do not match its digest; the operators see it as a fault"
     for section in layout.sections:
-        damaged = [placed for _, placed in section.slices if placed.file_id in bad]
+        suspects = [(at, placed) for at, placed in section.slices if placed.file_id in bad]
+        damaged = [
+            placed for at, placed in suspects if not _reads_well(context, section, at, placed)
+        ]
         if damaged:
             numbers = [placed.file_id for placed in damaged]
             log.error("cache_copy_damaged", blob=section.blob_id, files=len(numbers))
             context.catalog.report_fault(section.blob_id, numbers, reason)
             ctx.failures((placed.path, "CACHE_COPY_DAMAGED", reason) for placed in damaged)
+
+
+def _reads_well(context: Context, section: Section, at: int, placed: Placed) -> bool:
+    digest = hashlib.sha256()
+    for piece in context.cache.stream(section.key, at, placed.length):
+        digest.update(piece)
+    return digest.digest() == placed.digest
 
 
 def _recorded(context: Context, task: task_pb2.TapeBlobTask) -> Done:
@@ -317,12 +334,23 @@ def confirm(context: Context, job: Job, ctx: JobContext) -> Done | Deferred:
             crash.point("tape.confirm.safe")
         return Done()
     if not state.exists:
-        log.error("tape_file_lost", blob=task.blob_id, key=task.key)
-        reason = "the endpoint lost the file before it was on tape"
-        context.catalog.report_fault(task.blob_id, [], reason)
-        return Done(warnings=[f"{reason}; its files are archived again"])
+        return _vanished(context, task)
     trouble = f" ({state.error})" if state.error else ""
     return Deferred(
         context.config.archive.confirm_seconds,
         waiting_for=f"tape: the endpoint has yet to write {task.key} to tape{trouble}",
     )
+
+
+def _vanished(context: Context, task: task_pb2.TapeBlobTask) -> Done | Deferred:
+    """The endpoint does not have the file: asked again and again, then it is lost."""
+    task.silent_polls += 1
+    if task.silent_polls < SILENT_POLLS:
+        waiting_for = f"tape: the endpoint does not show {task.key}; it is asked again"
+        delay = context.config.archive.confirm_seconds
+        return Deferred(delay, task.SerializeToString(), waiting_for=waiting_for)
+    require_others(context, task.blob_id)
+    log.error("tape_file_lost", blob=task.blob_id, key=task.key)
+    reason = "the endpoint lost the file before it was on tape"
+    context.catalog.report_fault(task.blob_id, [], reason)
+    return Done(warnings=[f"{reason}; its files are archived again"])

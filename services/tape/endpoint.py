@@ -40,6 +40,9 @@ CHUNK_BYTES = 8 * 1024 * 1024
 """The unit of all transfers; a writer or a stream holds at most `CHUNKS_IN_FLIGHT` of them."""
 CHUNKS_IN_FLIGHT = 4
 
+TAPE_FILE_NOT_FOUND = "TAPE_FILE_NOT_FOUND"
+TAPE_SHORT_READ = "TAPE_SHORT_READ"
+
 # xrootd 5 cuts a name of 255 bytes in its listings.
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@,~-]{0,249}")
 _LONGEST_PATH = 1000
@@ -60,7 +63,7 @@ class Offline(FailedPrecondition):
 
 def not_found(path: str) -> NotFound:
     """TAPE_FILE_NOT_FOUND of this path."""
-    return NotFound("TAPE_FILE_NOT_FOUND", f"there is no tape file {path}", path=path)
+    return NotFound(TAPE_FILE_NOT_FOUND, f"there is no tape file {path}", path=path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ import structlog
 from prometheus_client import Counter
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
-from nearline.type.v1 import storage_pb2
 from services.kit.catalogclient import Blob
 from services.kit.errors import NearlineError, NotFound, Unavailable
 from services.kit.jobs import Done, Job, JobContext
+from services.kit.objecterrors import OBJECT_TRUNCATED
 from services.tape.context import Context
+from services.tape.endpoint import TAPE_SHORT_READ
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +25,7 @@ Fault = catalog.Fault
 Read = Callable[[int, int], Iterator[bytes]]
 """The bytes of (offset, length) in pieces."""
 
-_FAULTY = (storage_pb2.Blob.STORED, Blob.WRITTEN, Blob.SAFE, Blob.LOST)
+_FAULTY = (Blob.STORED, Blob.WRITTEN, Blob.SAFE, Blob.LOST)
 _READ_BYTES = 2 << 20
 
 _REINSTATED = Counter(
@@ -122,7 +123,7 @@ def _matches(fault: Fault, read: Read) -> bool:
         for piece in read(fault.offset, fault.length):
             digest.update(piece)
     except NearlineError as error:
-        if error.reason in ("OBJECT_TRUNCATED", "TAPE_SHORT_READ"):
+        if error.reason in (OBJECT_TRUNCATED, TAPE_SHORT_READ):
             return False
         raise
     return digest.digest() == fault.digest

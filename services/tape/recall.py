@@ -1,21 +1,29 @@
 """STAGE and RECALL: from tape to the cache, only what is wanted, as soon as it is online."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2
 from services.kit import crash, spans
-from services.kit.batches import Batches
+from services.kit.batches import Batches, cost
 from services.kit.catalogclient import Blob, Member
-from services.kit.errors import Unavailable
+from services.kit.errors import NotFound, Unavailable
+from services.kit.faults import no_copy
 from services.kit.jobs import Deferred, Done, Job, JobContext, Outcome, new_task
 from services.kit.packs import Pack, record
 from services.tape.context import Context
-from services.tape.endpoint import Offline, TapeFileState, TapeReader
+from services.tape.endpoint import (
+    TAPE_FILE_NOT_FOUND,
+    TAPE_SHORT_READ,
+    Offline,
+    TapeFileState,
+    TapeReader,
+)
+from services.tape.missing import SILENT_POLLS, require_others
 
 log = structlog.get_logger(__name__)
 
@@ -26,12 +34,9 @@ MOST_REQUESTS = 3
 """An endpoint that failed to bring a file back this often will not do it."""
 MOST_MISSED = 8
 """With growing pauses, some eight minutes in all."""
-SILENT_POLLS = 3
-"""A request that the endpoint does not know of for so many polls was lost."""
 _FIRST_POLL_SECONDS = 0.5
 # By then the pause is longer than any that is configured; the power would soon be too large.
 _GROWING_POLLS = 40
-_EMPTY_RETRY_SECONDS = 30.0
 _GROUP_BYTES = 8 << 20
 # The reader holds several, twice each: smaller ones keep memory low and are no slower.
 _READ_BYTES = 2 << 20
@@ -70,8 +75,8 @@ def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
         crash.point("tape.stage.requested")
     for recall, reason in now.unreadable:
         _fail(context, ctx, recall, reason)
-    _drop_missing(context, ctx, now.missing)
-    tasks = [_recall_task(recall) for recall in now.online]
+    tasks = _drop_missing(context, ctx, now.missing)
+    tasks += [_recall_task(recall) for recall in now.online]
     waiting = [*now.request, *now.wait]
     if not waiting:
         return Done(follow_ups=tasks)
@@ -118,18 +123,30 @@ def _forgotten(recall: task_pb2.RecallTask, state: TapeFileState) -> bool:
 
 def _drop_missing(
     context: Context, ctx: JobContext, missing: Sequence[task_pb2.RecallTask]
-) -> None:
-    """Have the catalog forget copies that are gone, unless the endpoint seems to have lost all."""
-    if missing and next(iter(context.tape.list()), None) is None:
-        raise Unavailable(
-            "TAPE_EMPTY",
-            "the tape endpoint shows no file at all; its storage may not be mounted",
-            retry_after=_EMPTY_RETRY_SECONDS,
-        )
+) -> list[ledger.NewTask]:
+    """Have the catalog forget copies that are gone; the tasks for files that have others."""
+    tasks: list[ledger.NewTask] = []
     reason = "the tape endpoint does not have the file any more"
     for recall in missing:
-        context.catalog.report_fault(recall.blob_id, [], reason)
-        _fail(context, ctx, recall, reason)
+        require_others(context, recall.blob_id)
+        log.error("tape_file_lost", blob=recall.blob_id, key=recall.key)
+        lost = context.catalog.report_fault(recall.blob_id, [], reason)
+        tasks += _elsewhere(context, ctx, list(context.catalog.files(recall.files)), lost)
+    return tasks
+
+
+def _elsewhere(
+    context: Context, ctx: JobContext, files: Sequence[StoredFile], lost: Collection[int]
+) -> list[ledger.NewTask]:
+    """Fail those of ``files`` that are ``lost``; the others are looked up again."""
+    ctx.failures(no_copy(context.catalog, (file for file in files if file.id in lost)))
+    left = [file for file in files if file.id not in lost]
+    if not left:
+        return []
+    numbers = spans.to_ranges(file.id for file in left)
+    size = sum(file.attributes.size for file in left)
+    payload = task_pb2.FilesTask(files=numbers, bytes=size)
+    return [new_task(Task.RESOLVE, payload, cost=cost(len(left), 0), files=len(left))]
 
 
 def _fail(context: Context, ctx: JobContext, recall: task_pb2.RecallTask, reason: str) -> None:
@@ -160,6 +177,14 @@ class Wanted:
     length: int
 
 
+@dataclass(slots=True)
+class Damage:
+    """Numbers of the files whose bytes on tape are bad, and of those without another copy."""
+
+    bad: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
+
+
 def recall(context: Context, job: Job, ctx: JobContext) -> Done:
     """Copy the wanted members of one online tape blob into the cache, reading only them."""
     task = task_pb2.RecallTask.FromString(job.payload)
@@ -167,17 +192,30 @@ def recall(context: Context, job: Job, ctx: JobContext) -> Done:
     files = list(context.catalog.files(task.files))
     wanted = select(files, task.blob_id)
     try:
-        if wanted:
-            with context.tape.open(task.key) as reader:
-                bad = _Recall(context, ctx, task, reader).run(wanted)
-        else:
-            bad = set()
+        damage = _read(context, ctx, task, wanted)
     except Offline:
+        return _missed(context, ctx, task)
+    except NotFound as error:
+        if error.reason != TAPE_FILE_NOT_FOUND:
+            raise
         return _missed(context, ctx, task)
     crash.point("tape.recall.recorded")
     context.tape.release([task.key])
     crash.point("tape.recall.released")
-    return _done(task, [file for file in files if file.id not in bad])
+    brought = {one.file.id for one in wanted} - damage.bad
+    good = [file for file in files if file.id in brought or is_at_hand(file)]
+    others = [file for file in files if not (file.id in brought or is_at_hand(file))]
+    tasks = _elsewhere(context, ctx, others, damage.lost)
+    return _done(task, good, tasks)
+
+
+def _read(
+    context: Context, ctx: JobContext, task: task_pb2.RecallTask, wanted: Sequence[Wanted]
+) -> Damage:
+    if not wanted:
+        return Damage()
+    with context.tape.open(task.key) as reader:
+        return _Recall(context, ctx, task, reader).run(wanted)
 
 
 def _missed(context: Context, ctx: JobContext, task: task_pb2.RecallTask) -> Done:
@@ -199,7 +237,7 @@ def select(files: Iterable[StoredFile], blob_id: int) -> list[Wanted]:
     """The files to read from the tape blob by offset: those without a copy in the cache. Pure."""
     wanted = []
     for file in files:
-        if any(piece.tier == Blob.CACHE for piece in file.slices):
+        if is_at_hand(file):
             continue
         for piece in file.slices:
             if piece.blob_id == blob_id:
@@ -207,14 +245,21 @@ def select(files: Iterable[StoredFile], blob_id: int) -> list[Wanted]:
     return sorted(wanted, key=lambda one: one.offset)
 
 
-def _done(task: task_pb2.RecallTask, files: Sequence[StoredFile]) -> Done:
+def is_at_hand(file: StoredFile) -> bool:
+    """Whether the file has a copy in the cache. Pure."""
+    return any(piece.tier == Blob.CACHE for piece in file.slices)
+
+
+def _done(
+    task: task_pb2.RecallTask, files: Sequence[StoredFile], tasks: Sequence[ledger.NewTask]
+) -> Done:
     size = sum(file.attributes.size for file in files)
     if not task.download:
-        return Done(files_done=len(files), bytes_done=size)
+        return Done(files_done=len(files), bytes_done=size, follow_ups=tasks)
     downloads = Batches(Task.DOWNLOAD, most_files=_DOWNLOAD_FILES, most_bytes=_DOWNLOAD_BYTES)
     for file in files:
         downloads.add(file.id, file.attributes.size)
-    return Done(follow_ups=downloads.tasks())
+    return Done(follow_ups=[*downloads.tasks(), *tasks])
 
 
 class _Recall:
@@ -226,10 +271,10 @@ class _Recall:
         self._context, self._ctx, self._task, self._reader = context, ctx, task, reader
         self._config = context.config.recall
         self._pack = Pack(self._config.pack_bytes)
-        self._bad: set[int] = set()
+        self._damage = Damage()
 
-    def run(self, wanted: Sequence[Wanted]) -> set[int]:
-        """Numbers of the files whose bytes on tape do not match their digest."""
+    def run(self, wanted: Sequence[Wanted]) -> Damage:
+        """Copy what is good; what is not is reported to the catalog."""
         holding_id = wanted[0].file.holding_id
         small = [one for one in wanted if one.length < self._config.pack_threshold]
         for group in groups(small, _GROUP_BYTES):
@@ -240,10 +285,10 @@ class _Recall:
         for one in wanted:
             if one.length >= self._config.pack_threshold:
                 self._copy(one)
-        return self._bad
+        return self._damage
 
     def _add(self, group: Sequence[Wanted], holding_id: int) -> None:
-        contents = self._reader.read_many([(one.offset, one.length) for one in group])
+        contents = self._read_group(group)
         for one, read in zip(group, contents, strict=True):
             content = self._verified(one, read)
             if content is None:
@@ -255,43 +300,74 @@ class _Recall:
             self._pack.add(file.id, file.path, file.attributes, content, new=False)
             self._moved(one.length)
 
+    def _read_group(self, group: Sequence[Wanted]) -> list[bytes]:
+        try:
+            return self._reader.read_many([(one.offset, one.length) for one in group])
+        except Unavailable as error:
+            if error.reason != TAPE_SHORT_READ:
+                raise
+            # The file was cut: what lies before the cut is as good as ever.
+            return [self._read_one(one) for one in group]
+
+    def _read_one(self, one: Wanted) -> bytes:
+        """The file's bytes, none when the tape file ends before theirs do."""
+        try:
+            return self._reader.read(one.offset, one.length)
+        except Unavailable as error:
+            if error.reason != TAPE_SHORT_READ:
+                raise
+            return b""
+
     def _verified(self, one: Wanted, content: bytes) -> bytes | None:
         """The file's bytes, read again if they differ: it may be the way from tape that is bad."""
         if not _differs(one.file, hashlib.sha256(content).digest()):
             return content
-        again = self._reader.read(one.offset, one.length)
+        again = self._read_one(one)
         return None if _differs(one.file, hashlib.sha256(again).digest()) else again
 
-    def _copy(self, one: Wanted) -> None:
-        """A large file becomes a blob of its own, streamed with bounded memory."""
+    def _copy(self, one: Wanted, *, again: bool = True) -> None:
+        """A large file becomes a blob of its own; bytes that differ are read once ``again``."""
         catalog, cache, file = self._context.catalog, self._context.cache, one.file
         blob = catalog.allocate(file.holding_id, Blob.CACHE, Blob.RAW)
-        digest = hashlib.sha256()
         with cache.open_upload(
             blob.key, part_size=self._config.part_bytes, size_hint=one.length
         ) as upload:
+            if good := self._stream(one, upload.write):
+                upload.commit()
+        if good:
+            member = Member(file_id=file.id, length=one.length, digest=file.digest)
+            record(catalog, cache, blob, [member], one.length)
+            return
+        catalog.set_states([blob.id], Blob.REMOVED)
+        if again:
+            self._copy(one, again=False)
+        else:
+            self._damaged(file)
+
+    def _stream(self, one: Wanted, write: Callable[[bytes], None]) -> bool:
+        """Pass a large file on with bounded memory; whether its bytes were right."""
+        digest = hashlib.sha256()
+        try:
             for piece in self._reader.stream(one.offset, one.length, _READ_BYTES):
                 self._ctx.check()
                 digest.update(piece)
-                upload.write(piece)
+                write(piece)
                 self._moved(len(piece))
-            if _differs(file, digest.digest()):
-                self._damaged(file)
-                return
-            upload.commit()
-        member = Member(file_id=file.id, length=one.length, digest=file.digest)
-        record(catalog, cache, blob, [member], one.length)
+        except Unavailable as error:
+            if error.reason != TAPE_SHORT_READ:
+                raise
+        return not _differs(one.file, digest.digest())
 
     def _moved(self, size: int) -> None:
         # Of a GET these bytes have half their way before them: they count when they are written.
         self._ctx.progress(bytes=0 if self._task.download else size)
 
     def _damaged(self, file: StoredFile) -> None:
-        reason = "its bytes on tape do not match its digest; the operators see it as a fault"
         log.error("tape_copy_damaged", blob=self._task.blob_id, file=file.id)
-        self._context.catalog.report_fault(self._task.blob_id, [file.id], reason)
-        self._ctx.failures([(file.path, "TAPE_COPY_DAMAGED", reason)])
-        self._bad.add(file.id)
+        reason = "its bytes on tape do not match its digest"
+        lost = self._context.catalog.report_fault(self._task.blob_id, [file.id], reason)
+        self._damage.bad.add(file.id)
+        self._damage.lost |= lost
 
 
 def groups(wanted: Iterable[Wanted], most_bytes: int) -> Iterator[list[Wanted]]:

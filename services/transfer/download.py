@@ -13,6 +13,7 @@ from services.kit import spans
 from services.kit.batches import cost
 from services.kit.catalogclient import Blob
 from services.kit.errors import NotFound
+from services.kit.faults import gone
 from services.kit.jobs import Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
 from services.transfer.entries import Metadata
@@ -133,12 +134,11 @@ class _Download:
                 self._stream(run[0])
             else:
                 self._write_run(run)
-        except NotFound as error:
-            self._report_missing(run, error)
+        except NotFound:
+            self._report_missing(run)
 
     def _write_run(self, run: Sequence[Piece]) -> None:
-        start = run[0].slice.offset
-        end = max(piece.slice.offset + piece.slice.length for piece in run)
+        start, end = run[0].slice.offset, _end(run)
         data = memoryview(self._context.cache.get_range(run[0].slice.key, start, end - start))
         damaged = []
         with self._user.acting():
@@ -152,8 +152,8 @@ class _Download:
         for piece in damaged:
             try:
                 self._stream(piece)
-            except NotFound as error:  # The others of the run are restored and must not be again.
-                self._report_missing([piece], error)
+            except NotFound:  # The others of the run are restored and must not be again.
+                self._report_missing([piece])
 
     def _write(self, file: StoredFile, content: bytes | memoryview) -> None:
         """Put one file in its place, all at once. Its user's failures are recorded for the file."""
@@ -235,10 +235,13 @@ class _Download:
         self._bytes += file.attributes.size
         self._ctx.progress(files=1, bytes=0 if moved else file.attributes.size)
 
-    def _report_missing(self, run: Sequence[Piece], error: NotFound) -> None:
-        blob = run[0].slice.blob_id
-        log.warning("cache_object_missing", blob=blob, key=run[0].slice.key)
-        self._context.catalog.report_fault(blob, [], error.message)
+    def _report_missing(self, run: Sequence[Piece]) -> None:
+        """Have the catalog forget what is missing for sure; the files of ``run`` come back."""
+        catalog, piece_of = self._context.catalog, run[0].slice
+        found = gone(catalog, self._context.cache, piece_of.blob_id, piece_of.key, _end(run))
+        log.warning("cache_object_missing", blob=piece_of.blob_id, key=piece_of.key)
+        beyond = [piece.file.id for piece in run if _end([piece]) > found.size]
+        catalog.report_fault(piece_of.blob_id, beyond if found.size else [], found.reason)
         self._again += [piece.file for piece in run]
 
     def _report_damage(self, piece: Piece) -> None:
@@ -260,6 +263,11 @@ def runs(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         run.append(piece)
     if run:
         yield run
+
+
+def _end(run: Sequence[Piece]) -> int:
+    """First byte behind the pieces of one blob."""
+    return max(piece.slice.offset + piece.slice.length for piece in run)
 
 
 def _joins(run: Sequence[Piece], piece: Piece) -> bool:

@@ -8,6 +8,7 @@ from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import spans
 from services.kit.catalogclient import in_batches
 from services.kit.errors import DeadlineExceeded, InvalidArgument
+from services.kit.faults import no_copy
 from services.kit.jobs import Done, Job, JobContext
 from services.transfer.context import Context
 from services.transfer.planning import ReadPlan
@@ -17,10 +18,6 @@ _BATCH = 1000
 NOT_FOUND = (
     "NOT_FOUND",
     "nothing is stored under this path where the request looks; `nlds find` shows what is",
-)
-NO_COPY = (
-    "NO_COPY",
-    "no readable copy is left in the cache or on tape; ask the operators, they see it as a fault",
 )
 
 
@@ -58,6 +55,7 @@ class _Run:
         )
         self._files = self._bytes = 0
         self._pinned: list[int] = []
+        self._lost: list[storage_pb2.StoredFile] = []
 
     def paths(self, *, exact: bool) -> Done:
         """``exact``: the chunk holds paths of files that an earlier attempt met.
@@ -101,10 +99,17 @@ class _Run:
         if self._options.pin_days:
             self._pinned.append(file.id)
         if not self._plan.add(file):
-            self._ctx.failures([(file.path, *NO_COPY)])
+            self._lost.append(file)
+            if len(self._lost) == _BATCH:
+                self._fail_lost()
+
+    def _fail_lost(self) -> None:
+        self._ctx.failures(no_copy(self._context.catalog, self._lost))
+        self._lost = []
 
     def _done(self, files_total: int = 0, bytes_total: int = 0) -> Done:
         self._pin()
+        self._fail_lost()
         at_hand = [] if self._download else self._plan.at_hand
         # A directory has nothing to stage.
         idle = 0 if self._download else len(self._plan.directories)
