@@ -15,7 +15,7 @@ import psycopg2.errors
 from nearline.monitor.v1 import monitor_pb2
 from services.kit.db import Database
 from services.monitor import leases
-from services.monitor.leases import Leased, Registration
+from services.monitor.leases import Leased, Registration, Taken
 
 _REMEMBERED = 2000
 _CONFLICT_SECONDS = 0.05
@@ -39,8 +39,7 @@ class Dispatcher:
         if fresh:
             self._hints |= fresh
             self._generation.update(fresh)
-            self._hinted.set()
-            self._hinted = asyncio.Event()
+            self.stir()
 
     async def take(
         self, stream: Registration, wanted: Callable[[], Collection[int]], most: int
@@ -52,9 +51,13 @@ class Dispatcher:
         while True:
             while not self._hints.intersection(wanted()):
                 await self._hinted.wait()
+            stirred = self._hinted
             async with self._turn:
-                if leased := await self._lease(stream, wanted(), most):
-                    return leased
+                taken = await self._lease(stream, wanted(), most)
+            if taken.leased:
+                return taken.leased
+            if taken.held_back:
+                await stirred.wait()
 
     async def specs(self, leased: Iterable[Leased]) -> dict[int, monitor_pb2.TransactionSpec]:
         """The requests that tasks belong to, by number; those first met are shown as running."""
@@ -70,19 +73,24 @@ class Dispatcher:
             self._specs.popitem(last=False)
         return found
 
-    async def _lease(self, stream: Registration, kinds: Collection[int], most: int) -> list[Leased]:
+    def stir(self) -> None:
+        """Have streams look again that may not have more of those whose tasks are ready."""
+        self._hinted.set()
+        self._hinted = asyncio.Event()
+
+    async def _lease(self, stream: Registration, kinds: Collection[int], most: int) -> Taken:
         wanted = self._in_turn(self._hints.intersection(kinds))
         before = Counter({kind: self._generation[kind] for kind in wanted})
         if not wanted:
-            return []
+            return Taken()
         try:
-            leased, empty = await self._database.write(leases.lease, stream, wanted, most)
+            taken = await self._database.write(leases.lease, stream, wanted, most)
         except psycopg2.errors.UniqueViolation:
             # Another replica leased a task of the same key just now; its end is seen next time.
             await asyncio.sleep(_CONFLICT_SECONDS)
-            return []
-        self._hints -= {kind for kind in empty if self._generation[kind] == before[kind]}
-        return leased
+            return Taken()
+        self._hints -= {kind for kind in taken.empty if self._generation[kind] == before[kind]}
+        return taken
 
     def _in_turn(self, kinds: Collection[int]) -> list[int]:
         """``kinds``, a different one first each time."""

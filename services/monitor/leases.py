@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from sqlalchemy import Connection
@@ -29,6 +29,9 @@ class Registration:
     worker: int
     session: int
     held: tuple[Lease, ...] = ()
+    most_of_one: int | None = None
+    """Tasks of one user that it may hold; None: as many as it has slots."""
+    small_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,17 @@ class Held:
 
     lease: Lease
     cancelled: bool
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a stream was given."""
+
+    leased: list[Leased] = field(default_factory=list)
+    empty: set[int] = field(default_factory=set)
+    """Kinds of which nothing is ready."""
+    held_back: bool = False
+    """Tasks are ready that others may take, or this stream when a user's has ended here."""
 
 
 class SupersededError(Exception):
@@ -74,7 +88,13 @@ def hello(
     lost = [Report(*lease, Ending.LOST, blameless=True) for lease in sorted(leased - held)]
     if lost:
         record(connection, lost, limits)
-    return Registration(worker, session, tuple(sorted(leased & held)))
+    return Registration(
+        worker,
+        session,
+        tuple(sorted(leased & held)),
+        most_of_one=max(hello.slots - hello.reserved, 1) if hello.reserved else None,
+        small_only=hello.small_only,
+    )
 
 
 def heartbeat(
@@ -110,10 +130,8 @@ def held_by(connection: Connection, worker: int) -> list[Held]:
     return [Held((id_, token), off) for id_, token, off in sql.rows(connection, _HELD, (worker,))]
 
 
-def lease(
-    connection: Connection, stream: Registration, kinds: Sequence[int], most: int
-) -> tuple[list[Leased], set[int]]:
-    """Up to ``most`` ready tasks, shared evenly among ``kinds``, and the kinds with none left.
+def lease(connection: Connection, stream: Registration, kinds: Sequence[int], most: int) -> Taken:
+    """Up to ``most`` ready tasks, shared evenly among ``kinds``.
 
     Raises SupersededError when the worker has a newer stream, psycopg2.errors.UniqueViolation when
     another replica was about to lease a task of the same key.
@@ -122,18 +140,46 @@ def lease(
     statement = "SELECT 1 FROM worker WHERE id = %s AND session = %s FOR SHARE"
     if not sql.rows(connection, statement, (stream.worker, stream.session)):
         raise SupersededError
-    leased: list[Leased] = []
-    empty: set[int] = set()
+    taken = Taken()
     left = list(kinds)
-    while left and len(leased) < most:
+    while left and len(taken.leased) < most:
         kind = left.pop(0)
-        share = rules.share(most - len(leased), len(left) + 1)
-        values = {"kind": kind, "most": share, "worker": stream.worker}
-        found = [_leased(*row) for row in sql.rows(connection, _LEASE, values)]
-        leased += found
-        if len(found) < share:
-            empty.add(kind)
-    return leased, empty
+        share = rules.share(most - len(taken.leased), len(left) + 1)
+        take = _lease_any if stream.most_of_one is None else _lease_shared
+        take(connection, stream, kind, share, taken)
+    return taken
+
+
+def _lease_any(
+    connection: Connection, stream: Registration, kind: int, most: int, taken: Taken
+) -> None:
+    values = {"kind": kind, "most": most, "worker": stream.worker}
+    statement = _LEASE.format(only=_SMALL if stream.small_only else "")
+    found = sql.rows(connection, statement, values)
+    taken.leased += [_leased(*row) for row in found]
+    if len(found) < most and stream.small_only:
+        taken.held_back = True
+    elif len(found) < most:
+        taken.empty.add(kind)
+
+
+def _lease_shared(
+    connection: Connection, stream: Registration, kind: int, most: int, taken: Taken
+) -> None:
+    """One by one, because each may be the last that its user gets here."""
+    statement = _LEASE.format(only=_OTHERS.format(only=_SMALL if stream.small_only else ""))
+    for _ in range(most):
+        full = sql.rows(connection, _FULL, (stream.worker, stream.most_of_one))
+        values = {"kind": kind, "most": 1, "worker": stream.worker,
+                  "full": [user for (user,) in full]}  # fmt: skip
+        found = sql.rows(connection, statement, values)
+        if not found:
+            if full or stream.small_only:
+                taken.held_back = True
+            else:
+                taken.empty.add(kind)
+            return
+        taken.leased += [_leased(*row) for row in found]
 
 
 def _leased(
@@ -216,7 +262,7 @@ FROM task t LEFT JOIN txn x ON x.seq = t.txn WHERE t.holder = %s
 _LEASE = """
 WITH candidate AS MATERIALIZED (
   SELECT id, key FROM task t
-  WHERE state = 1 AND kind = %(kind)s
+  WHERE state = 1 AND kind = %(kind)s {only}
     AND (key IS NULL OR NOT EXISTS (SELECT FROM task o WHERE o.key = t.key AND o.state = 2))
   ORDER BY priority, vt, id LIMIT %(most)s FOR UPDATE SKIP LOCKED
 ), chosen AS (
@@ -229,6 +275,25 @@ WITH candidate AS MATERIALIZED (
   RETURNING t.id, t.token, t.txn, t.kind, t.payload, t.chunk, t.attempt, t.vt
 )
 SELECT id, token, txn, kind, payload, chunk, attempt FROM leased ORDER BY vt, id
+"""
+
+# Spelled as in the index of small tasks.
+_SMALL = "AND cost <= 1"
+
+# By the fair order those of others stand near the head of the queue: no need to look behind it.
+_OTHERS = """AND id IN (
+  SELECT id FROM (
+    SELECT id, lane FROM task WHERE state = 1 AND kind = %(kind)s {only}
+    ORDER BY priority, vt, id LIMIT 200
+  ) AS head
+  WHERE lane NOT IN (
+    SELECT id FROM lane WHERE kind = %(kind)s AND user_name = ANY(%(full)s::text[])
+  )
+)"""
+
+_FULL = """
+SELECT l.user_name FROM task t JOIN lane l ON l.id = t.lane
+WHERE t.holder = %s AND l.user_name <> '' GROUP BY l.user_name HAVING count(*) >= %s
 """
 
 _READY_KINDS = """

@@ -52,6 +52,7 @@ def checked_hello(first: WorkRequest | None) -> WorkRequest.Hello:
         "hello.service": not hello.service,
         "hello.kinds": not hello.kinds,
         "hello.slots": not hello.slots,
+        "hello.reserved": hello.reserved and hello.reserved >= hello.slots,
         "hello.schedules": any(not s.name or not s.kind or _short(s) for s in hello.schedules),
     }
     violations = [(name, "is missing or invalid") for name, bad in problems.items() if bad]
@@ -183,6 +184,8 @@ class Stream:
             if report.ending is not None or not ok:
                 self._held.pop(lease, None)
                 self._revoked.discard(lease)
+        if self.registration.most_of_one is not None:
+            self._dispatcher.stir()
 
     async def _feed(self) -> None:
         """Turn credit into assignments."""

@@ -28,6 +28,8 @@ class PackConfig(Section, frozen=True):
     """Size of a full TAR blob; one is held in memory per slot."""
     pack_files: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 2000
     """Most files of one task."""
+    first_scan_files: Count = 2_000
+    """The first scan of a request leaves what is behind so many entries to others: it is short."""
     scan_files: Count = 50_000
     """A scan that has met so many leaves the directories that are next to other tasks."""
     part_bytes: Annotated[int, msgspec.Meta(ge=5 * MIB, le=256 * MIB)] = 8 * MIB
@@ -61,7 +63,11 @@ class TransferConfig(Section, frozen=True):
     pack: PackConfig = PackConfig()
     evict: EvictConfig = EvictConfig()
     processes: Count = 2
-    """Worker processes; each holds a stream to the ledger."""
-    slots: Count = 2
-    """Tasks that one process runs at once."""
+    """Worker processes for work of any size; each holds a stream to the ledger."""
+    slots: Count = 3
+    """Tasks that one of them runs at once; a single user gets one less, if there are several."""
+    small_slots: Annotated[int, msgspec.Meta(ge=0)] = 4
+    """Tasks at once of one more process that takes only small ones, one of each user; 0: none."""
+    niceness: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
+    """Of the processes for work of any size, so that the one for small work comes first."""
     log: LogConfig = LogConfig()

@@ -38,6 +38,11 @@ _HANDLERS: dict[task_pb2.Task.Kind.ValueType, Callable[[Context, Job, JobContext
     Task.EVICT: evict,
 }
 
+_OF_USERS = frozenset({
+    Task.SCAN, Task.UPLOAD, Task.RESOLVE, Task.DOWNLOAD, Task.FINISH_DIRECTORIES,
+})  # fmt: skip
+"""Kinds of work that somebody waits for."""
+
 _NEEDS = {
     Task.SCAN: (CATALOG,),
     Task.UPLOAD: (CATALOG, CACHE, CACHE_SPACE),
@@ -48,13 +53,13 @@ _NEEDS = {
 }
 
 
-def run(config: TransferConfig) -> None:
+def run(config: TransferConfig, *, small_only: bool = False) -> None:
     """Work for the ledger until told to stop, or until the service that started this ends."""
     die_with_parent()
-    uvloop.run(_run(config))
+    uvloop.run(_run(config, small_only))
 
 
-async def _run(config: TransferConfig) -> None:
+async def _run(config: TransferConfig, small_only: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -66,6 +71,7 @@ async def _run(config: TransferConfig) -> None:
         cache=cache,
         users=UserFs(map(os.fsencode, config.posix.roots), config.posix.min_uid),
     )
+    slots = config.small_slots if small_only else config.slots
     watchdog = Watchdog(
         {
             CACHE: cache.healthy,
@@ -77,8 +83,14 @@ async def _run(config: TransferConfig) -> None:
     worker = Worker(
         lambda: aio_channel(config.monitor),
         service="transfer",
-        handlers={kind: partial(handler, context) for kind, handler in _HANDLERS.items()},
-        slots=config.slots,
+        handlers={
+            kind: partial(handler, context)
+            for kind, handler in _HANDLERS.items()
+            if kind in _OF_USERS or not small_only
+        },
+        slots=slots,
+        reserved=slots - 1 if small_only else min(1, slots - 1),
+        small_only=small_only,
         schedules=[schedule("evict", Task.EVICT, config.evict.every_seconds)],
         trouble=watchdog.trouble,
         paused=watchdog.paused,

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
@@ -17,11 +18,10 @@ _HEALTHY_SECONDS = 60.0
 
 
 class Processes:
-    """Keeps ``count`` processes of ``command`` running."""
+    """Keeps a process of each of ``commands`` running."""
 
-    def __init__(self, command: list[str], count: int, grace: float) -> None:
-        self._command = command
-        self._count = count
+    def __init__(self, commands: Sequence[list[str]], grace: float) -> None:
+        self._commands = commands
         self._grace = grace
         self._running: set[asyncio.subprocess.Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
@@ -30,7 +30,7 @@ class Processes:
     @property
     def wanted(self) -> int:
         """How many should run."""
-        return self._count
+        return len(self._commands)
 
     @property
     def running(self) -> int:
@@ -39,7 +39,7 @@ class Processes:
 
     def start(self) -> None:
         """Start them; they are kept running until :meth:`stop`."""
-        self._keepers = [asyncio.create_task(self._keep()) for _ in range(self._count)]
+        self._keepers = [asyncio.create_task(self._keep(each)) for each in self._commands]
 
     async def stop(self) -> None:
         """Tell them to drain, and end those that take longer than the grace period."""
@@ -54,11 +54,11 @@ class Processes:
         if late:
             await asyncio.wait(late)
 
-    async def _keep(self) -> None:
+    async def _keep(self, command: list[str]) -> None:
         loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE
         while not self._stopping:
             started = loop.time()
-            process = await asyncio.create_subprocess_exec(*self._command)
+            process = await asyncio.create_subprocess_exec(*command)
             self._running.add(process)
             code = await process.wait()
             self._running.discard(process)
@@ -70,10 +70,10 @@ class Processes:
             await asyncio.sleep(pause)
 
 
-def worker_command() -> list[str]:
-    """How to start a worker process with the configuration that this process was started with."""
+def worker_command(name: str) -> list[str]:
+    """How to start the command ``name`` with the configuration that this process was given."""
     arguments = [argument for argument in sys.argv[1:] if argument != "serve"]
-    return [sys.executable, "-m", "services.transfer", "work", *arguments]
+    return [sys.executable, "-m", "services.transfer", name, *arguments]
 
 
 def die_with_parent() -> None:

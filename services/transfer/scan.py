@@ -26,6 +26,8 @@ _BATCH = 2000
 _BATCH_BYTES = 2 << 20
 # Directories of one follow-up; their paths travel in its payload.
 _LEFT = 50
+# Seconds that the scan of what another left takes, at a guess; more than small tasks may.
+_LONG = 10.0
 _MOST_LEFT = MAX_RESULT_BYTES // 2
 """Bytes of all paths that a scan leaves for others; it walks the rest itself."""
 
@@ -55,6 +57,7 @@ class _Scan:
             pack_bytes=pack.pack_bytes,
             pack_files=pack.pack_files,
         )
+        self._enough = pack.scan_files if job.payload else pack.first_scan_files
         self._met = self._bytes = 0
         self._left: list[str] = []
         self._left_size = 0
@@ -71,7 +74,7 @@ class _Scan:
         crash.point("transfer.scan.registered")
         tasks = self._plan.tasks()
         tasks += [
-            new_task(task_pb2.Task.SCAN, task_pb2.ScanTask(directories=some))
+            new_task(task_pb2.Task.SCAN, task_pb2.ScanTask(directories=some), cost=_LONG)
             for some in in_batches(self._left, _LEFT)
         ]
         return Done(files_total=self._met, bytes_total=self._bytes, follow_ups=tasks)
@@ -98,7 +101,7 @@ class _Scan:
     def _has_enough(self) -> bool:
         """Uploads begin when a scan ends, and a scan that is lost begins anew: keep it short."""
         # What is left for others travels in the result of this one, whose size is bounded.
-        return self._left_size < _MOST_LEFT and (self._met >= self._context.config.pack.scan_files)
+        return self._left_size < _MOST_LEFT and self._met >= self._enough
 
     def _registered(self, sizes: list[int], answer: catalog.RegisterFilesResponse) -> None:
         self._ctx.failures((one.path, one.code, one.reason) for one in answer.rejected)

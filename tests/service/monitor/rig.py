@@ -197,8 +197,8 @@ class Raw:
         # A call takes one write at a time, and tests beat while they wait for something else.
         self._writing = asyncio.Lock()
         self._hello = pb.WorkRequest.Hello(
-            worker_id=worker_id, service="transfer", slots=100, host="here",
-            **{"kinds": [Task.UPLOAD], **hello},
+            worker_id=worker_id, service="transfer", host="here",
+            **{"kinds": [Task.UPLOAD], "slots": 100, **hello},
         )  # fmt: skip
         self.inbox: list[pb.WorkResponse] = []
 

@@ -91,7 +91,7 @@ def run(handler: Any, context: Context, payload: Any) -> tuple[Done, list[tuple[
         progress=lambda **_: None,
         failures=failures.extend,
     )
-    transaction = SimpleNamespace(id="", holding_id=1, identity=None)
+    transaction = SimpleNamespace(id="", origin="", holding_id=1, identity=None)
     job = SimpleNamespace(payload=payload.SerializeToString(), transaction=transaction, chunk=None)
     done = handler(context, job, ctx)
     return done, [(path, code) for path, code, _ in failures]
@@ -158,7 +158,7 @@ def test_a_scan_leaves_no_more_directories_than_its_result_can_hold(
         subprocess.run(["chown", "-R", f"{USER.uid}", home], check=True)
     monkeypatch.setattr(scanning, "_BATCH", 1)
     monkeypatch.setattr(scanning, "_MOST_LEFT", 50 * (len(home) + 4))
-    context = Context(home, Catalog(), PackConfig(scan_files=1))
+    context = Context(home, Catalog(), PackConfig(scan_files=1, first_scan_files=1))
     done, failures = run(scan, context, task_pb2.ScanTask(directories=[names.encode(home)]))
     left = [
         path
