@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import structlog
 from prometheus_client import Counter
@@ -71,43 +72,49 @@ def _check(context: Context, faults: Sequence[Fault], stage: bool) -> Checked:
     first = faults[0]
     try:
         if first.tier == Blob.CACHE:
-            good, trouble = _in_cache(context, faults), ""
+            seen = _in_cache(context, faults)
         else:
-            good, trouble = _on_tape(context, faults, stage)
+            seen = _on_tape(context, faults, stage)
     except (NotFound, Unavailable) as error:
-        good, trouble = [], error.message
-    if good:
-        state = Blob.STORED if first.tier == Blob.CACHE else Blob.SAFE
-        count = context.catalog.reinstate(first.blob_id, good, state)
+        seen = _Seen(trouble=error.message)
+    if seen.good:
+        count = context.catalog.reinstate(first.blob_id, seen.good, seen.state)
         _REINSTATED.labels(Blob.Tier.Name(first.tier).lower()).inc(count)
-    bad = len(faults) - len(good)
+    bad, trouble = len(faults) - len(seen.good), seen.trouble
     if bad and not trouble:
         trouble = f"{bad} copies do not match their digests"
-    return Checked(first.blob_id, first.key, len(faults), len(good), trouble)
+    return Checked(first.blob_id, first.key, len(faults), len(seen.good), trouble)
 
 
-def _in_cache(context: Context, faults: Sequence[Fault]) -> list[int]:
-    """Files whose bytes in the object are right. NotFound: there is no such object."""
+class _Seen(NamedTuple):
+    """Files whose copies in a blob are good, its state if it is read again, what is in the way."""
+
+    good: Sequence[int] = ()
+    state: Blob.State.ValueType = Blob.STORED
+    trouble: str = ""
+
+
+def _in_cache(context: Context, faults: Sequence[Fault]) -> _Seen:
+    """Raises NotFound when there is no such object."""
     key = faults[0].key
     context.cache.head(key)
-    return _good(faults, lambda at, size: context.cache.stream(key, at, size))
+    return _Seen(_good(faults, lambda at, size: context.cache.stream(key, at, size)))
 
 
-def _on_tape(context: Context, faults: Sequence[Fault], stage: bool) -> tuple[list[int], str]:
-    """Files whose bytes in the tape file are right, and what is in the way in words."""
+def _on_tape(context: Context, faults: Sequence[Fault], stage: bool) -> _Seen:
     key = faults[0].key
     (state,) = context.tape.stat([key])
     if not state.exists:
-        return [], "the tape endpoint does not have the file"
+        return _Seen(trouble="the tape endpoint does not have the file")
     if not state.online:
         if stage:
             context.tape.stage([key])
-            return [], "it is being brought back from tape; look again when it is online"
-        return [], "it is on tape only; have it staged to look at it"
-    if not state.on_tape:
-        return [], "it is in the endpoint's buffer and not on tape yet"
+            return _Seen(trouble="it is being brought back from tape; look again once it is online")
+        return _Seen(trouble="it is on tape only; have it staged to look at it")
     with context.tape.open(key) as reader:
-        return _good(faults, lambda at, size: reader.stream(at, size, _READ_BYTES)), ""
+        good = _good(faults, lambda at, size: reader.stream(at, size, _READ_BYTES))
+    # Until the reconciler sees it on tape it is not safe.
+    return _Seen(good, Blob.SAFE if state.on_tape else Blob.WRITTEN)
 
 
 def _good(faults: Sequence[Fault], read: Read) -> list[int]:

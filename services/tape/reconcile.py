@@ -34,7 +34,7 @@ _MOST_LOGGED = 100
 _LEFT = Gauge(
     "orphans", "Things without an owner that the last look left where they are.", ("kind",)
 )
-_REMOVED = Counter("orphans_removed", "Things without an owner that were removed.", ("kind",))
+_REMOVED = Counter("orphans_removed", "Things without an owner, removed or finished.", ("kind",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +61,20 @@ def reconcile(context: Context, job: Job, ctx: JobContext) -> Done:
     config = context.config.reconcile
     options = Options(config.grace_seconds, config.put_grace_seconds, config.dry_run)
     left: dict[str, int] = dict.fromkeys(Orphan.Kind.keys()[1:], 0)
-    removed = logged = 0
+    done = logged = 0
     for orphan in orphans(context, options):
         ctx.check()
         kind = Orphan.Kind.Name(orphan.kind)
         left[kind] += orphan.action == Orphan.REPORTED
-        removed += orphan.action == Orphan.REMOVED
+        done += orphan.action != Orphan.REPORTED
         if logged < _MOST_LOGGED:
             logged += 1
             _log(orphan)
     for kind, count in left.items():
         _LEFT.labels(kind.lower()).set(count)
     found = {kind.lower(): count for kind, count in left.items() if count}
-    if found or removed:
-        log.warning("reconciled", removed=removed, left=found)
+    if found or done:
+        log.warning("reconciled", removed=done, left=found)
     return Done()
 
 
@@ -82,7 +82,7 @@ def orphans(context: Context, options: Options) -> Iterator[Orphan]:
     """What has no owner, each after it was removed unless it is only reported."""
     look = _Look(context, options)
     for orphan in look.all():
-        if orphan.action == Orphan.REMOVED:
+        if orphan.action != Orphan.REPORTED:
             _REMOVED.labels(Orphan.Kind.Name(orphan.kind).lower()).inc()
         yield orphan
 
@@ -109,6 +109,7 @@ class _Look:
         """Blobs first: what they let go of is then removed by name, or seen in the stores."""
         yield from self._unwritten()
         yield from self._removing()
+        yield from self._unconfirmed()
         for tier in (Blob.CACHE, Blob.TAPE):
             yield from self._replaced(tier)
         yield from self._in_store(Orphan.CACHE_OBJECT, Blob.CACHE, self._objects())
@@ -157,6 +158,19 @@ class _Look:
                     self._remove(batch)
                 for blob in batch:
                     yield self._of_blob(blob, "its removal was not finished")
+
+    def _unconfirmed(self) -> Iterator[Orphan]:
+        """Tape blobs that nobody asked about any more when they came to be on tape."""
+        for batch in in_batches(self._blobs(Blob.TAPE, Blob.WRITTEN), _BATCH):
+            states = self._tape.stat([blob.key for blob in batch])
+            safe = [blob for blob, state in zip(batch, states, strict=True) if state.on_tape]
+            if safe and not self._options.dry_run:
+                self._catalog.set_states([blob.id for blob in safe], Blob.SAFE, Blob.WRITTEN)
+            for blob in safe:
+                orphan = self._of_blob(blob, "it is on tape, and nobody has said so")
+                if orphan.action == Orphan.REMOVED:
+                    orphan.action = Orphan.FINISHED
+                yield orphan
 
     def _replaced(self, tier: Blob.Tier.ValueType) -> Iterator[Orphan]:
         """Lost blobs that no file needs any more."""

@@ -92,7 +92,7 @@ def serving(database: DatabaseConfig, directory: Path) -> "Iterator[Catalog]":
     opened, server = loop.run(start())
     channel = sync_channel(mesh.peer("transfer", server.port))
     try:
-        yield Catalog(catalog_pb2_grpc.CatalogServiceStub(channel), opened, loop)
+        yield Catalog(catalog_pb2_grpc.CatalogServiceStub(channel), opened, loop, channel)
     finally:
         channel.close()
         loop.run(server.drain())
@@ -158,6 +158,7 @@ class Catalog:
     stub: catalog_pb2_grpc.CatalogServiceStub
     database: Database
     loop: Loop
+    channel: grpc.Channel
 
     def open(self, label: str = "", user: str = USER, group: str = GROUP, **more: Any) -> Put:
         transaction = more.pop("transaction", None) or str(uuid.uuid4())

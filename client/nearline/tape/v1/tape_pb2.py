@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bnearline/tape/v1/tape.proto\x12\x10nearline.tape.v1\"\x12\n\x10GetStatusRequest\"F\n\x11GetStatusResponse\x12\x0e\n\x06\x64river\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07trouble\x18\x03 \x01(\t\"#\n\x13GetTapeFilesRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\"\xd0\x01\n\x14GetTapeFilesResponse\x12>\n\x05\x66iles\x18\x01 \x03(\x0b\x32/.nearline.tape.v1.GetTapeFilesResponse.TapeFile\x1ax\n\x08TapeFile\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x65xists\x18\x02 \x01(\x08\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0e\n\x06online\x18\x04 \x01(\x08\x12\x0f\n\x07on_tape\x18\x05 \x01(\x08\x12\x11\n\trequested\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"S\n\x10ReconcileRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\x15\n\rgrace_seconds\x18\x02 \x01(\r\x12\x17\n\x0finclude_unknown\x18\x03 \x01(\x08\">\n\x11ReconcileResponse\x12)\n\x07orphans\x18\x01 \x03(\x0b\x32\x18.nearline.tape.v1.Orphan\"\xef\x02\n\x06Orphan\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.nearline.tape.v1.Orphan.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x13\n\x0b\x61ge_seconds\x18\x04 \x01(\x03\x12\x0b\n\x03why\x18\x05 \x01(\t\x12/\n\x06\x61\x63tion\x18\x06 \x01(\x0e\x32\x1f.nearline.tape.v1.Orphan.Action\"\x8a\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43\x41\x43HE_OBJECT\x10\x01\x12\x10\n\x0c\x43\x41\x43HE_UPLOAD\x10\x02\x12\r\n\tTAPE_FILE\x10\x03\x12\x13\n\x0fTAPE_UNFINISHED\x10\x04\x12\x08\n\x04\x42LOB\x10\x05\x12\x11\n\rREPLACED_BLOB\x10\x06\x12\x07\n\x03PUT\x10\x07\";\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0c\n\x08REPORTED\x10\x01\x12\x0b\n\x07REMOVED\x10\x02\"6\n\x13VerifyFaultsRequest\x12\x10\n\x08\x62lob_ids\x18\x01 \x03(\x03\x12\r\n\x05stage\x18\x02 \x01(\x08\"i\n\x14VerifyFaultsResponse\x12\x0f\n\x07\x62lob_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61ults\x18\x03 \x01(\x03\x12\x12\n\nreinstated\x18\x04 \x01(\x03\x12\x0f\n\x07trouble\x18\x05 \x01(\t2\xfb\x02\n\x0bTapeService\x12T\n\tGetStatus\x12\".nearline.tape.v1.GetStatusRequest\x1a#.nearline.tape.v1.GetStatusResponse\x12]\n\x0cGetTapeFiles\x12%.nearline.tape.v1.GetTapeFilesRequest\x1a&.nearline.tape.v1.GetTapeFilesResponse\x12V\n\tReconcile\x12\".nearline.tape.v1.ReconcileRequest\x1a#.nearline.tape.v1.ReconcileResponse0\x01\x12_\n\x0cVerifyFaults\x12%.nearline.tape.v1.VerifyFaultsRequest\x1a&.nearline.tape.v1.VerifyFaultsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bnearline/tape/v1/tape.proto\x12\x10nearline.tape.v1\"\x12\n\x10GetStatusRequest\"F\n\x11GetStatusResponse\x12\x0e\n\x06\x64river\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07trouble\x18\x03 \x01(\t\"#\n\x13GetTapeFilesRequest\x12\x0c\n\x04keys\x18\x01 \x03(\t\"\xd0\x01\n\x14GetTapeFilesResponse\x12>\n\x05\x66iles\x18\x01 \x03(\x0b\x32/.nearline.tape.v1.GetTapeFilesResponse.TapeFile\x1ax\n\x08TapeFile\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x65xists\x18\x02 \x01(\x08\x12\x0c\n\x04size\x18\x03 \x01(\x03\x12\x0e\n\x06online\x18\x04 \x01(\x08\x12\x0f\n\x07on_tape\x18\x05 \x01(\x08\x12\x11\n\trequested\x18\x06 \x01(\x08\x12\r\n\x05\x65rror\x18\x07 \x01(\t\"S\n\x10ReconcileRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\x15\n\rgrace_seconds\x18\x02 \x01(\r\x12\x17\n\x0finclude_unknown\x18\x03 \x01(\x08\">\n\x11ReconcileResponse\x12)\n\x07orphans\x18\x01 \x03(\x0b\x32\x18.nearline.tape.v1.Orphan\"\xfd\x02\n\x06Orphan\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.nearline.tape.v1.Orphan.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x13\n\x0b\x61ge_seconds\x18\x04 \x01(\x03\x12\x0b\n\x03why\x18\x05 \x01(\t\x12/\n\x06\x61\x63tion\x18\x06 \x01(\x0e\x32\x1f.nearline.tape.v1.Orphan.Action\"\x8a\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43\x41\x43HE_OBJECT\x10\x01\x12\x10\n\x0c\x43\x41\x43HE_UPLOAD\x10\x02\x12\r\n\tTAPE_FILE\x10\x03\x12\x13\n\x0fTAPE_UNFINISHED\x10\x04\x12\x08\n\x04\x42LOB\x10\x05\x12\x11\n\rREPLACED_BLOB\x10\x06\x12\x07\n\x03PUT\x10\x07\"I\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0c\n\x08REPORTED\x10\x01\x12\x0b\n\x07REMOVED\x10\x02\x12\x0c\n\x08\x46INISHED\x10\x03\"6\n\x13VerifyFaultsRequest\x12\x10\n\x08\x62lob_ids\x18\x01 \x03(\x03\x12\r\n\x05stage\x18\x02 \x01(\x08\"i\n\x14VerifyFaultsResponse\x12\x0f\n\x07\x62lob_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61ults\x18\x03 \x01(\x03\x12\x12\n\nreinstated\x18\x04 \x01(\x03\x12\x0f\n\x07trouble\x18\x05 \x01(\t2\xfb\x02\n\x0bTapeService\x12T\n\tGetStatus\x12\".nearline.tape.v1.GetStatusRequest\x1a#.nearline.tape.v1.GetStatusResponse\x12]\n\x0cGetTapeFiles\x12%.nearline.tape.v1.GetTapeFilesRequest\x1a&.nearline.tape.v1.GetTapeFilesResponse\x12V\n\tReconcile\x12\".nearline.tape.v1.ReconcileRequest\x1a#.nearline.tape.v1.ReconcileResponse0\x01\x12_\n\x0cVerifyFaults\x12%.nearline.tape.v1.VerifyFaultsRequest\x1a&.nearline.tape.v1.VerifyFaultsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,15 +46,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECONCILERESPONSE']._serialized_start=474
   _globals['_RECONCILERESPONSE']._serialized_end=536
   _globals['_ORPHAN']._serialized_start=539
-  _globals['_ORPHAN']._serialized_end=906
+  _globals['_ORPHAN']._serialized_end=920
   _globals['_ORPHAN_KIND']._serialized_start=707
   _globals['_ORPHAN_KIND']._serialized_end=845
   _globals['_ORPHAN_ACTION']._serialized_start=847
-  _globals['_ORPHAN_ACTION']._serialized_end=906
-  _globals['_VERIFYFAULTSREQUEST']._serialized_start=908
-  _globals['_VERIFYFAULTSREQUEST']._serialized_end=962
-  _globals['_VERIFYFAULTSRESPONSE']._serialized_start=964
-  _globals['_VERIFYFAULTSRESPONSE']._serialized_end=1069
-  _globals['_TAPESERVICE']._serialized_start=1072
-  _globals['_TAPESERVICE']._serialized_end=1451
+  _globals['_ORPHAN_ACTION']._serialized_end=920
+  _globals['_VERIFYFAULTSREQUEST']._serialized_start=922
+  _globals['_VERIFYFAULTSREQUEST']._serialized_end=976
+  _globals['_VERIFYFAULTSRESPONSE']._serialized_start=978
+  _globals['_VERIFYFAULTSRESPONSE']._serialized_end=1083
+  _globals['_TAPESERVICE']._serialized_start=1086
+  _globals['_TAPESERVICE']._serialized_end=1465
 # @@protoc_insertion_point(module_scope)

@@ -307,6 +307,10 @@ class Orphan(_message.Message):
         """Removed.
         buf:lint:ignore ENUM_VALUE_PREFIX
         """
+        FINISHED: Orphan._Action.ValueType  # 3
+        """What was to be done about it is done: a blob that the endpoint reports on tape counts as safe.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
 
     class Action(_Action, metaclass=_ActionEnumTypeWrapper):
         """What became of it."""
@@ -319,6 +323,10 @@ class Orphan(_message.Message):
     """
     REMOVED: Orphan.Action.ValueType  # 2
     """Removed.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    FINISHED: Orphan.Action.ValueType  # 3
+    """What was to be done about it is done: a blob that the endpoint reports on tape counts as safe.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
 
