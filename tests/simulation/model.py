@@ -23,16 +23,20 @@ from tests.simulation.rows import (
     ENDED,
     LEASED,
     READY,
+    Appetite,
     Lane,
     LaneName,
     Lease,
     Leased,
     Schedule,
     SupersededError,
+    Taken,
     Task,
     Transaction,
     Worker,
 )
+
+ANYTHING = Appetite()
 
 
 class Ledger:
@@ -137,30 +141,56 @@ class Ledger:
         return sorted((t.id, t.token) for t in self.in_state[LEASED].values() if t.holder == name)
 
     def lease(
-        self, name: str, session: int, kinds: Sequence[int], most: int
-    ) -> tuple[list[Leased], set[int]]:
-        """Up to ``most`` ready tasks, and the kinds with none left."""
+        self,
+        name: str,
+        session: int,
+        kinds: Sequence[int],
+        most: int,
+        appetite: Appetite = ANYTHING,
+    ) -> Taken:
+        """Up to ``most`` ready tasks, shared evenly among ``kinds``."""
         self._check(name, session)
-        leased: list[Leased] = []
-        empty: set[int] = set()
+        taken = Taken()
         left = list(kinds)
-        while left and len(leased) < most:
+        while left and len(taken.leased) < most:
             kind = left.pop(0)
-            share = rules.share(most - len(leased), len(left) + 1)
-            found = self._take(name, kind, share)
-            leased += found
-            if len(found) < share:
-                empty.add(kind)
-        return leased, empty
+            share = rules.share(most - len(taken.leased), len(left) + 1)
+            self._take(name, kind, share, appetite, taken)
+        return taken
 
-    def _take(self, name: str, kind: int, most: int) -> list[Leased]:
+    def _take(self, name: str, kind: int, most: int, appetite: Appetite, taken: Taken) -> None:
+        """All at once, or one by one where each may be the last that its user gets here."""
+        at_once = most if appetite.most_of_one is None else 1
+        for _ in range(most // at_once):
+            full = self._full(name, appetite)
+            found = self._choose(kind, at_once, full, small_only=appetite.small_only)
+            taken.leased += [self._give(task, name) for task in found]
+            if len(found) < at_once:
+                if full or appetite.small_only:
+                    taken.held_back = True
+                else:
+                    taken.empty.add(kind)
+                return
+
+    def _full(self, name: str, appetite: Appetite) -> set[str]:
+        """Users that have all they may have of this worker."""
+        if appetite.most_of_one is None:
+            return set()
+        held = Counter(t.lane[1] for t in self.in_state[LEASED].values() if t.holder == name)
+        return {user for user, n in held.items() if user and n >= appetite.most_of_one}
+
+    def _choose(self, kind: int, most: int, full: set[str], *, small_only: bool) -> list[Task]:
         busy = {task.key for task in self.in_state[LEASED].values() if task.key}
-        free = (t for t in self.in_state[READY].values() if t.kind == kind and t.key not in busy)
+        free = (
+            t for t in self.in_state[READY].values()
+            if t.kind == kind and t.key not in busy and t.lane[1] not in full
+            and not (small_only and t.cost > 1)
+        )  # fmt: skip
         chosen: dict[str | int, Task] = {}
         for task in nsmallest(most, free, key=lambda task: task.order):
-            name_ = task.key or task.id
-            chosen[name_] = min(task, chosen.get(name_, task), key=lambda each: each.id)
-        return [self._give(task, name) for task in sorted(chosen.values(), key=lambda t: t.order)]
+            name = task.key or task.id
+            chosen[name] = min(task, chosen.get(name, task), key=lambda each: each.id)
+        return sorted(chosen.values(), key=lambda task: task.order)
 
     def _give(self, task: Task, name: str) -> Leased:
         task.holder = name
@@ -230,8 +260,11 @@ class Ledger:
         )
 
     def _settle_failures(self, image: TaskRow, effects: Effects) -> None:
-        stored = self.failures.pop((image.id, image.ended_token), {})
-        if effects.count_failures and image.files_failed:
+        if not effects.count_failures:
+            for lease in [lease for lease in self.failures if lease[0] == image.id]:
+                del self.failures[lease]
+        elif image.files_failed:
+            stored = self.failures.pop((image.id, image.ended_token), {})
             self.counted += [(image.txn, *stored[n]) for n in sorted(stored)]
         if effects.given_up is not None and image.txn is not None:
             self._give_up(image, image.txn, effects.given_up[0])

@@ -86,6 +86,14 @@ class Schedule:
     again: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Appetite:
+    """What a stream takes: so many tasks of one user at the most, or of small ones only."""
+
+    most_of_one: int | None = None
+    small_only: bool = False
+
+
 @dataclass(slots=True)
 class Transaction:
     """A book, and what else its row says."""
@@ -108,3 +116,12 @@ class Leased:
     payload: bytes
     chunk: int | None
     attempt: int
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a stream was given, the kinds with none left, and whether it left some to others."""
+
+    leased: list[Leased] = field(default_factory=list)
+    empty: set[int] = field(default_factory=set)
+    held_back: bool = False

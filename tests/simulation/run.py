@@ -8,14 +8,20 @@ from nearline.type.v1.task_pb2 import Task
 from services.monitor.rules import Limits
 from tests.simulation.checks import CheckedLedger, require
 from tests.simulation.plan import TAPE, TRANSFER, USERS, Plans, Request
-from tests.simulation.rows import Leased
+from tests.simulation.rows import Appetite, Leased
 from tests.simulation.server import LEASE, SWEEP, Replica
-from tests.simulation.worker import WorkerProcess
+from tests.simulation.worker import Job, WorkerProcess
 from tests.simulation.world import Outage, World
 
 LIMITS = Limits(retry_first=1.0, retry_most=60.0, give_up_after=300.0, most_lost=6)
 CALM = 90.0
 """Seconds of faults."""
+JOBS = (
+    Job(TRANSFER),
+    Job(TRANSFER, slots=3, appetite=Appetite(most_of_one=2)),
+    Job(TRANSFER, appetite=Appetite(most_of_one=1, small_only=True)),
+    Job(TAPE),
+)
 PATIENCE = 3600.0
 """Seconds after which all must have ended."""
 
@@ -31,8 +37,8 @@ class Simulation:
         self.replicas = [Replica(world, self.ledger, f"r{n}") for n in range(2)]
         self._processes = 0
         self.workers: list[WorkerProcess] = []
-        for kinds in (TRANSFER, TRANSFER, TAPE):
-            self._start(kinds)
+        for job in JOBS:
+            self._start(job)
         self._pending = 0
         self._hinted: set[int] = set()
         self._ask()
@@ -72,11 +78,11 @@ class Simulation:
     def replace(self, worker: WorkerProcess) -> None:
         """Start another process in the place of one that ended."""
         self.workers.remove(worker)
-        self.world.after(self.world.random.uniform(1, 10), self._start, worker.kinds)
+        self.world.after(self.world.random.uniform(1, 10), self._start, worker.job)
 
-    def _start(self, kinds: tuple[int, ...]) -> None:
+    def _start(self, job: Job) -> None:
         self._processes += 1
-        self.workers.append(WorkerProcess(self, f"w{self._processes}", kinds, 2))
+        self.workers.append(WorkerProcess(self, f"w{self._processes}", job))
 
     def _told(self, kinds: set[int]) -> None:
         """Notify the replicas, as far as the news gets through."""

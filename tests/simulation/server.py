@@ -11,7 +11,7 @@ from nearline.monitor.v1 import monitor_pb2 as pb
 from services.monitor.book import report_of
 from services.monitor.rules import Hearing
 from tests.simulation.checks import CheckedLedger, require
-from tests.simulation.rows import Lease, SupersededError
+from tests.simulation.rows import Appetite, Lease, SupersededError
 from tests.simulation.world import Link, Outage, World
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ class Hello:
     name: str
     kinds: tuple[int, ...]
     held: tuple[Lease, ...]
+    appetite: Appetite
 
 
 @dataclass(slots=True, eq=False)
@@ -208,12 +209,14 @@ class Replica:
             start = self._turn % len(kinds)
             kinds = kinds[start:] + kinds[:start]
             hello, ledger = stream.hello, self.ledger
-            leased, empty = self.database(
-                ledger.lease, hello.name, stream.session, kinds, stream.credit
+            taken = self.database(
+                ledger.lease, hello.name, stream.session, kinds, stream.credit, hello.appetite
             )
-            self._hints -= empty
-            stream.credit -= len(leased)
-            self.database(ledger.begin, {task.txn for task in leased} - {None})
-            for task in leased:
+            self._hints -= taken.empty
+            stream.credit -= len(taken.leased)
+            self.database(ledger.begin, {task.txn for task in taken.leased} - {None})
+            if taken.held_back and not taken.leased:
+                return
+            for task in taken.leased:
                 stream.held.add((task.task_id, task.token))
                 stream.link.down(("assignment", task))

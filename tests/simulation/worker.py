@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nearline.monitor.v1 import monitor_pb2 as pb
+from tests.simulation.model import ANYTHING
 from tests.simulation.plan import Plans
-from tests.simulation.rows import Lease, Leased
+from tests.simulation.rows import Appetite, Lease, Leased
 from tests.simulation.server import HEARTBEAT, Hello, Replica
 from tests.simulation.world import Link, World
 
@@ -30,6 +31,15 @@ class Mesh(Protocol):
         """Start another process in the place of one that ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker process is there for."""
+
+    kinds: tuple[int, ...]
+    slots: int = 2
+    appetite: Appetite = ANYTHING
+
+
 @dataclass(slots=True, eq=False)
 class Run:
     """One lease, until its end is acknowledged."""
@@ -44,9 +54,8 @@ class Run:
 class WorkerProcess:
     """Follows services.kit.worker, without threads."""
 
-    def __init__(self, mesh: Mesh, name: str, kinds: tuple[int, ...], slots: int) -> None:
-        self.mesh, self.world, self.name, self.kinds = mesh, mesh.world, name, kinds
-        self.slots = slots
+    def __init__(self, mesh: Mesh, name: str, job: Job) -> None:
+        self.mesh, self.world, self.name, self.job = mesh, mesh.world, name, job
         self.alive = True
         self.draining = False
         self._frozen_until = 0.0
@@ -110,7 +119,8 @@ class WorkerProcess:
                 self._later(2.0, self._connect)
             return
         self._link = Link(self.world, self, replica)
-        self._link.up(("hello", Hello(self.name, self.kinds, tuple(sorted(self._runs)))))
+        held = tuple(sorted(self._runs))
+        self._link.up(("hello", Hello(self.name, self.job.kinds, held, self.job.appetite)))
         self._later(10.0, self._expect_welcome, self._link)
 
     def _expect_welcome(self, link: Link) -> None:
@@ -140,7 +150,7 @@ class WorkerProcess:
                 run.stop = True
             for request in run.unacked:
                 self._out.up(("report", request))
-        self._give_credit(self.slots - sum(run.busy for run in self._runs.values()))
+        self._give_credit(self.job.slots - sum(run.busy for run in self._runs.values()))
 
     def _assignment(self, task: Leased) -> None:
         run = self._runs[task.task_id, task.token] = Run(task)
