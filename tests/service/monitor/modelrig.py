@@ -122,7 +122,8 @@ _STORED = {
                t.payload, t.key, t.chunk, t.schedule, t.files,
                extract(epoch FROM t.not_before)::float8,
                extract(epoch FROM t.failing_since)::float8, w.name, t.token, t.ended_token,
-               t.ended, t.attempt, t.lost, t.note, t.files_done, t.files_failed, t.bytes_done, t.ended_at IS NOT NULL
+               t.ended, t.attempt, t.lost, t.note, t.files_done, t.files_failed, t.bytes_done,
+               t.ended_at IS NOT NULL
         FROM task t JOIN lane l ON l.id = t.lane AND l.kind = t.kind
         LEFT JOIN txn x ON x.seq = t.txn LEFT JOIN worker w ON w.id = t.holder ORDER BY t.id""",
     "transactions": """
