@@ -1,0 +1,134 @@
+"""Ways to break each guarantee of docs/guarantees.md, and the test that must notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+_BOOK = "services/monitor/book.py"
+_RULES = "services/monitor/rules.py"
+_REMOVAL = "services/catalog/removal.py"
+_SEAL = "services/catalog/seal.py"
+_RECONCILE = "services/tape/reconcile.py"
+_DOWNLOAD = "services/transfer/download.py"
+_TEST_BOOK = "tests/unit/monitor/test_book.py"
+_TEST_BLOBS = "tests/service/catalog/test_blobs.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change of one place in the code: ``old`` occurs exactly once in ``file``."""
+
+    guarantee: str
+    """Letter of the guarantee that it breaks."""
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+    """Arguments of pytest."""
+
+    def apply(self, root: Path) -> None:
+        """Make the change below ``root``. Raises ValueError when there is no such place."""
+        path = root / self.file
+        before = path.read_text()
+        if before.count(self.old) != 1:
+            raise ValueError(f"{self.name}: its text occurs {before.count(self.old)} times")
+        path.write_text(before.replace(self.old, self.new))
+
+
+MUTATIONS = (
+    Mutation(
+        "a", "failed files are not counted", _BOOK,
+        "            book.files_failed += lost\n", "",
+        f"{_TEST_BOOK}::test_transient_failures_wait_and_at_last_give_up",
+    ),
+    Mutation(
+        "a", "the work that comes last is never released", _BOOK,
+        "return self.blocked > 0 and not self.open_by_kind.total()", "return False",
+        "tests/service/monitor/test_leases.py::test_last_tasks_run_when_nothing_else_is_open",
+    ),
+    Mutation(
+        "a", "a result is believed although its failures did not arrive", _BOOK,
+        "elif body.files_failed != failures_stored:", "elif False:",
+        f"{_TEST_BOOK}::test_a_result_whose_failures_got_lost_is_tried_again",
+    ),
+    Mutation(
+        "b", "the last copy of a file may be taken away", _REMOVAL,
+        "        _keep_last_copies(connection, numbers)\n", "",
+        f"{_TEST_BLOBS}::test_the_last_copy_cannot_be_taken_away",
+    ),
+    Mutation(
+        "b", "other bytes count as a copy of a stored file", _SEAL,
+        "WHEN m.length = f.size AND m.digest IS NOT DISTINCT FROM f.digest THEN", "WHEN true THEN",
+        f"{_TEST_BLOBS}::test_other_bytes_are_never_taken_for_a_stored_file",
+    ),
+    Mutation(
+        "c", "a tape copy that nobody confirmed is enough to evict", _REMOVAL,
+        "WHERE t.file_id = l.file_id AND t.tier = {TAPE} AND b.state = {SAFE}) = 0",
+        "WHERE t.file_id = l.file_id AND t.tier = {TAPE}) = 0",
+        f"{_TEST_BLOBS}::test_only_what_is_safe_on_tape_is_evicted",
+    ),
+    Mutation(
+        "d", "a get delivers bytes that do not match", _DOWNLOAD,
+        "                if digest.digest() != file.digest:\n"
+        "                    raise Damaged\n", "",
+        "tests/service/transfer/test_download.py",
+    ),
+    Mutation(
+        "d", "a get that stops leaves half a file", "services/transfer/userfs.py",
+        "        self.abort()\n\n    def write(", "        pass\n\n    def write(",
+        "tests/service/transfer/test_userfs.py -k nothing_is_left_without_commit",
+    ),
+    Mutation(
+        "e", "a repeated result is refused", _RULES,
+        "        return Verdict.REPEAT\n", "        return Verdict.LATE\n",
+        "tests/unit/monitor/test_rules.py",
+    ),
+    Mutation(
+        "e", "a repeated seal counts again", _SEAL,
+        "if rules.seal_is_repeat(seal, blob.state, blob.size, blob.adler32, answered):",
+        "if False:",
+        f"{_TEST_BLOBS}::test_a_repeated_seal_answers_the_same_and_changes_nothing",
+    ),
+    Mutation(
+        "f", "any lease of a task will do", _BOOK,
+        "current=task.state == TaskProto.LEASED and task.token == report.token,",
+        "current=task.state == TaskProto.LEASED,",
+        "tests/service/monitor/test_leases.py::test_a_stale_token_changes_nothing",
+    ),
+    Mutation(
+        "g", "cancelled work goes on after its lease", _BOOK,
+        "elif book is not None and book.cancelled:", "elif False:",
+        f"{_TEST_BOOK}::test_cancelled_work_ends_however_the_lease_ends",
+    ),
+    Mutation(
+        "g", "cancelled work leads to more work", _BOOK,
+        "follow_ups = () if book.cancelled else body.follow_ups", "follow_ups = body.follow_ups",
+        f"{_TEST_BOOK}::test_work_done_in_spite_of_a_cancel_counts_but_leads_nowhere",
+    ),
+    Mutation(
+        "h", "what the catalog owns counts as an orphan", _RECONCILE,
+        'return ("its blob was removed", True) if state == Blob.REMOVED else None',
+        'return ("its blob was removed", True)',
+        "tests/service/tape/test_reconcile.py",
+    ),
+    Mutation(
+        "h", "what is young counts as an orphan", _RECONCILE,
+        "(one for one in stored if one.age >= self._options.grace)", "stored",
+        "tests/service/tape/test_reconcile.py",
+    ),
+    Mutation(
+        "h", "what was removed is never cleaned up", _RECONCILE,
+        "                    if removable and not self._options.dry_run:\n"
+        "                        one.remove()\n", "",
+        "tests/service/tape/test_reconcile.py",
+    ),
+    Mutation(
+        "i", "copies that go stay in the usage", _REMOVAL,
+        "(-row.files, -row.bytes))", "(0, 0))",
+        "tests/service/catalog/test_model.py",
+    ),
+)  # fmt: skip
