@@ -119,7 +119,7 @@ class CheckedLedger(Ledger):
         if task.txn is not None:
             book = self.transactions[task.txn].book
             require(not book.cancelled, "task {} of cancelled work is leased", task.id)
-        self._count_turns(task)
+        self._count_turns(task, name)
         leased = super()._give(task, name)
         self.seen["leases"] += 1
         history.attempts += 1
@@ -131,12 +131,18 @@ class CheckedLedger(Ledger):
         self._leases[task.id] = (leased.token, name)
         return leased
 
-    def _count_turns(self, served: Task) -> None:
-        """No lane is served more than a few times before a task that is alone in its own lane."""
+    def _count_turns(self, served: Task, name: str) -> None:
+        """No lane is served more than a few times before a task that is alone in its own lane.
+
+        A worker may be full of the waiting user's other tasks: what it takes is not counted.
+        """
         self._tasks[served.id].overtaken = None
+        here = {t.lane[1] for t in self.in_state[LEASED].values() if t.holder == name}
         for task in self.in_state[READY].values():
             overtaken = self._tasks[task.id].overtaken
-            if overtaken is not None and task.kind == served.kind and task.lane != served.lane:
+            if overtaken is None or task.kind != served.kind or task.lane[1] in here:
+                continue
+            if task.lane != served.lane:
                 overtaken[served.lane] += 1
                 require(
                     overtaken[served.lane] <= TURNS * max(task.cost / served.cost, 1),

@@ -168,6 +168,18 @@ class StorePair:
         requests = (pb.WorkRequest(failures=failures), pb.WorkRequest(complete=complete))
         self._record([report_of(request) for request in requests])
 
+    def fail_and_try_again(self, random: Random) -> None:
+        """What fails is tried again, and fails again, until it is given up."""
+        for _ in range(random.randint(1, 4)):
+            if not (held := self._held()):
+                return
+            lease = pb.Lease(task_id=held[0][0], token=held[0][1])
+            fail = pb.WorkRequest.Fail(lease=lease, code="DOWN", reason="down", transient=True)
+            self._record([report_of(pb.WorkRequest(fail=fail))])
+            self._pass(20)
+            self.wake(random)
+            self.lease(random)
+
     def _held(self) -> list[Lease]:
         return sorted((t.id, t.token) for t in self.model.in_state[LEASED].values())
 
@@ -183,7 +195,10 @@ class StorePair:
 
     def time_passes(self, random: Random) -> None:
         """A while, mostly less than a lease lasts."""
-        self.model.now += random.choice((1, 1, 8, 20, 40))
+        self._pass(random.choice((1, 1, 8, 20, 40)))
+
+    def _pass(self, passed: int) -> None:
+        self.model.now += passed
         set_clock(self.database, self.model.now)
 
     def wake(self, random: Random) -> None:
@@ -213,7 +228,7 @@ class StorePair:
 
 ACTIONS = (
     "submit", "cancel", "hello", "heartbeat", "lease", "report", "report_late_or_again",
-    "serve_in_part", "time_passes", "wake", "sweep", "schedule",
+    "serve_in_part", "fail_and_try_again", "time_passes", "wake", "sweep", "schedule",
 )  # fmt: skip
 
 
