@@ -1,7 +1,7 @@
 # Each target is one line of real work; `bootstrap` is quick when nothing changed.
 SHELL := /bin/bash
 RUN := .venv/bin/python
-.PHONY: bootstrap demo up down status test simulate check bench soak proto clean
+.PHONY: bootstrap demo up down status test simulate check bench bench-fairness soak proto clean
 
 bootstrap:
 	@scripts/bootstrap
@@ -21,8 +21,10 @@ check: bootstrap
 	scripts/check
 bench: bootstrap
 	$(RUN) -m bench
+bench-fairness: bootstrap
+	$(RUN) -m bench fairness $(BENCH_ARGS)
 soak: bootstrap
-	for round in $$(seq $${ROUNDS:-5}); do $(RUN) -m pytest tests/robustness $(PYTEST_ARGS) || exit 1; done
+	$(RUN) -m tests.soak --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 proto: bootstrap
 	scripts/generate-protos
 clean:

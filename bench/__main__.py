@@ -1,4 +1,7 @@
-"""Measures put, get, archive and recall on stacks of their own, beside rclone, xrdcp and cp."""
+"""Measures put, get, archive and recall on stacks of their own, beside rclone, xrdcp and cp.
+
+`python -m bench fairness` measures single files of some users beside a million of another one.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +12,32 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bench import machine, report, table
+from bench import fairness, machine, report, table
 from bench.cases import CASES, QUICK, Case
 from bench.memory import Sampler, Usage
 from bench.ours import USER, Store
 from bench.peers import Peers
+from bench.stacks import new_stack
 from bench.table import Figures
-from deploy.local.configs import Overrides
 from deploy.local.demo import trees
 from deploy.local.demo.make import write, write_large
 from deploy.local.errors import StackError
 from deploy.local.parts import SERVICES
 from deploy.local.stack import Stack
-from deploy.local.watchdog import Watchdog
 from nearline_client.errors import ServiceError
 
 _RESULTS = Path(__file__).with_name("RESULTS.md")
 _COPIES = 12
-# Archives when told to, and asks the endpoint often.
-_SETTINGS: Overrides = {
-    "tape": {
-        "archive": {
-            "every_seconds": 86_400.0,
-            "min_age_seconds": 0,
-            "flush_seconds": 0.001,
-            "confirm_seconds": 0.2,
-        },
-        "recall": {"poll_seconds": 0.2},
-    }
-}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """0 when all was measured, 1 when a service took too much memory, 2 when something failed."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["fairness"]:
+        return fairness.main(words[1:])
     arguments = _parser().parse_args(words)
     figures = [Figures(case) for case in _chosen(arguments)]
     peaks: dict[str, dict[str, Usage]] = {}
@@ -64,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _one_run(
     figures: list[Figures], peaks: dict[str, dict[str, Usage]], arguments: argparse.Namespace
 ) -> None:
-    with _new_stack(arguments) as stack:
+    with new_stack(arguments.dir, arguments.tape) as stack:
         sampler = Sampler(_pids(stack))
         for each in figures:
             _check_space(stack.site.directory, each.case)
@@ -95,25 +86,6 @@ def _finish(
     for line in excess:
         _say(f"too much memory: {line}")
     return int(bool(excess))
-
-
-@contextmanager
-def _new_stack(arguments: argparse.Namespace) -> Iterator[Stack]:
-    directory = Path(tempfile.mkdtemp(prefix="nearline-bench-", dir=arguments.dir))
-    watchdog = Watchdog(directory)
-    try:
-        stack = Stack(directory, tape=arguments.tape, overrides=_SETTINGS)
-        if "xrootd" in stack.parts():
-            stack.site.xrootd.configure(migrate_delay=0.0, mount=0.0, seek=0.0)
-        stack.up()
-        yield stack
-    except BaseException:
-        kept = tempfile.mkdtemp(prefix="nearline-bench-logs-")
-        shutil.copytree(directory / "logs", kept, dirs_exist_ok=True)
-        _say(f"logs are in {kept}")
-        raise
-    finally:
-        watchdog.finish()
 
 
 def _make(stack: Stack, case: Case) -> Path:

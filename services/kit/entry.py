@@ -16,6 +16,8 @@ from services.kit.config import ConfigError, LogConfig, load
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _LARGE_BYTES = 1 << 20
+# Python's own 5 ms would let a thread that packs or parses hold up each step of every small call.
+_SWITCH_SECONDS = 0.0005
 
 
 class ServiceConfig(Protocol):
@@ -40,6 +42,7 @@ def main(
     """
     arguments = _parser(service, commands).parse_args()
     _give_memory_back()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         config = load(config_type, arguments.config)
         telemetry.configure(config.log, service)

@@ -68,6 +68,6 @@ class TransferConfig(Section, frozen=True):
     """Tasks that one of them runs at once; a single user gets one less, if there are several."""
     small_slots: Annotated[int, msgspec.Meta(ge=0)] = 4
     """Tasks at once of one more process that takes only small ones, one of each user; 0: none."""
-    niceness: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
+    niceness: Annotated[int, msgspec.Meta(ge=0, le=19)] = 19
     """Of the processes for work of any size, so that the one for small work comes first."""
     log: LogConfig = LogConfig()
