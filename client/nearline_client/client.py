@@ -361,6 +361,15 @@ class Client:
         ):
             yield from answer.tasks
 
+    def faults(self, group: str = "", *, open: bool = False) -> Iterator[catalog.Fault]:
+        """Copies of a group's files that were found bad; only unrepaired ones if ``open``.
+
+        For a MANAGER of the group, which may be left out by a user of one group.
+        """
+        request = api.ListFaultsRequest(group=group, open=open)
+        for answer in self._caller.stream(self._stub.ListFaults, request, _behind_last_fault):
+            yield from answer.faults
+
     def identity(self) -> Identity:
         """User, groups and roles of the caller, as the service reads the token."""
         return self._caller.unary(self._stub.GetIdentity, api.GetIdentityRequest()).identity
@@ -474,6 +483,11 @@ def _page(request: Any, cursor: str, count: int = 0) -> bool:
         if count >= request.limit:
             return False
         request.limit -= count
+    return True
+
+
+def _behind_last_fault(request: api.ListFaultsRequest, answer: api.ListFaultsResponse) -> bool:
+    request.cursor = answer.cursor
     return True
 
 

@@ -102,6 +102,17 @@ _REPLACED = text(f"""
         )
     ORDER BY b.id LIMIT :limit
 """)
+# Objects with a fault in which only directories, links and empty files are left to read.
+_HOLLOW = text(f"""
+    SELECT b.id FROM blob b
+    WHERE b.tier = {CACHE} AND b.state = {STORED} AND NOT b.needs_archive
+        AND b.id IN (SELECT blob_id FROM fault)
+        AND b.created_at <= now() - make_interval(secs => :age)
+        AND NOT EXISTS (
+            SELECT FROM location l JOIN file f ON f.id = l.file_id
+            WHERE l.blob_id = b.id AND f.size > 0)
+    ORDER BY b.id LIMIT :limit
+""")
 _OPEN = text(f"""
     SELECT b.tier, count(*) AS faults, count(*) FILTER (WHERE f.state = {FILE_LOST}) AS lost
     FROM fault t JOIN blob b ON b.id = t.blob_id JOIN file f ON f.id = t.file_id
@@ -161,21 +172,32 @@ def reinstate(connection: Connection, request: api.ReinstateCopiesRequest) -> in
 
 
 def claim_replaced(connection: Connection, request: api.ClaimReplacedRequest) -> list[Blob]:
-    """Make LOST blobs REMOVING that no file needs; in a dry run only name them."""
+    """Make blobs REMOVING that no file needs after a fault; in a dry run only name them."""
     if request.tier not in (Blob.CACHE, Blob.TAPE):
         raise invalid("tier", "must be CACHE or TAPE")
     hold(connection, Lock.REMOVE)
+    attempt = connection.begin_nested()
+    claimed = _claim_replaced(connection, request)
+    if request.dry_run:
+        attempt.rollback()
+    else:
+        attempt.commit()
+    return claimed
+
+
+def _claim_replaced(connection: Connection, request: api.ClaimReplacedRequest) -> list[Blob]:
     wanted = {
         "tier": request.tier,
         "age": request.min_age_seconds,
         "limit": min(request.limit or MOST_CLAIMED, MOST_CLAIMED),
     }
-    blobs = [message(row) for row in connection.execute(_REPLACED, wanted)]
-    if blobs and not request.dry_run:
-        removal.set_states(connection, [blob.id for blob in blobs], REMOVING)
-        for blob in blobs:
-            blob.state = Blob.REMOVING
-    return blobs
+    lost = [message(row) for row in connection.execute(_REPLACED, wanted)]
+    removal.set_states(connection, [blob.id for blob in lost], REMOVING)
+    for blob in lost:
+        blob.state = Blob.REMOVING
+    if request.tier == TAPE:
+        return lost
+    return lost + removal.evict(connection, list(connection.scalars(_HOLLOW, wanted)), 0)
 
 
 def open_counts(connection: Connection) -> tuple[dict[int, int], int]:

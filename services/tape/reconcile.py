@@ -173,13 +173,13 @@ class _Look:
                 yield orphan
 
     def _replaced(self, tier: Blob.Tier.ValueType) -> Iterator[Orphan]:
-        """Lost blobs that no file needs any more."""
+        """Blobs that no file needs any more after a fault."""
         dry_run, age = self._options.dry_run, int(self._options.grace)
         while blobs := self._catalog.claim_replaced(tier, age, dry_run=dry_run):
             if not dry_run:
                 self._remove(blobs)
             for blob in blobs:
-                why = "it was lost, and all its files have good copies"
+                why = "it was found bad, and all its files have good copies"
                 yield self._of_blob(blob, why, Orphan.REPLACED_BLOB)
             if dry_run:
                 return

@@ -6,7 +6,14 @@ import pytest
 
 from nearline.catalog.v1 import catalog_pb2 as api
 from nearline.type.v1.storage_pb2 import Blob
-from tests.service.catalog.harness import Catalog, a_file, members, refused
+from tests.service.catalog.harness import (
+    Catalog,
+    Member,
+    a_directory,
+    a_file,
+    members,
+    refused,
+)
 
 
 def faults(catalog: Catalog, **wanted: object) -> list[api.Fault]:
@@ -157,6 +164,24 @@ def test_what_is_lost_is_kept_until_each_file_of_it_is_replaced(catalog: Catalog
     assert catalog.blobs()[source.id].state == Blob.LOST
     assert replaced(catalog, Blob.CACHE) == [source.id]
     assert catalog.blobs()[source.id].state == Blob.REMOVING
+
+
+def test_an_object_with_nothing_but_directories_left_goes(catalog: Catalog) -> None:
+    put = catalog.open()
+    answer = catalog.register(put, {"/d": a_directory(), "/d/a": a_file(1), "/d/b": a_file(1)})
+    contents = {"/d/a": b"a", "/d/b": b"b"}
+    numbers = dict(zip(contents, answer.file_ids[1:], strict=True))
+    top = Member(file_id=answer.file_ids[0], attributes=a_directory())
+    (source,) = catalog.allocate(put.holding.id)
+    catalog.record(source, [top, *members(numbers, contents)])
+    catalog.archive(put, [source], state=Blob.SAFE)
+    catalog.fault(source, numbers["/d/a"])
+    assert replaced(catalog, Blob.CACHE) == [], "a good file is left in it"
+    catalog.fault(source, numbers["/d/b"])
+    assert replaced(catalog, Blob.CACHE, dry_run=True) == [source.id]
+    assert catalog.blobs()[source.id].state == Blob.STORED
+    assert replaced(catalog, Blob.CACHE) == [source.id]
+    assert faults(catalog, open=True) == []
 
 
 def test_a_bad_tape_file_is_kept_until_another_is_safe(catalog: Catalog) -> None:

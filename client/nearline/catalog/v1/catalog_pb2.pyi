@@ -1619,7 +1619,7 @@ class ClaimReplacedResponse(_message.Message):
     BLOBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def blobs(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.Blob]:
-        """Blobs in state REMOVING; LOST in a dry run."""
+        """Blobs in state REMOVING; in a dry run they would be."""
 
     def __init__(
         self,

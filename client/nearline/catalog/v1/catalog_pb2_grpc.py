@@ -324,7 +324,8 @@ class CatalogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClaimReplaced(self, request, context):
-        """Picks LOST blobs none of whose files needs them any more, as each has a good copy elsewhere, and makes them REMOVING.
+        """Picks blobs that no file needs after a fault, as each has a good copy elsewhere, and makes them REMOVING: LOST ones, and cache
+        blobs in which nothing with bytes is left to read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

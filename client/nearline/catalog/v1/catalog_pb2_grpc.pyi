@@ -94,7 +94,9 @@ class CatalogServiceStub:
     copy in the tier by now are left as they are. NOT_FOUND: no such blob. FAILED_PRECONDITION: its bytes are being removed.
     """
     ClaimReplaced: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ClaimReplacedRequest, _catalog_pb2.ClaimReplacedResponse]
-    """Picks LOST blobs none of whose files needs them any more, as each has a good copy elsewhere, and makes them REMOVING."""
+    """Picks blobs that no file needs after a fault, as each has a good copy elsewhere, and makes them REMOVING: LOST ones, and cache
+    blobs in which nothing with bytes is left to read.
+    """
     ListStalePuts: _grpc.UnaryStreamMultiCallable[_catalog_pb2.ListStalePutsRequest, _catalog_pb2.ListStalePutsResponse]
     """Streams PUT transactions that left something without bytes: registered files that were not stored, or an empty holding. The
     catalog cannot know whether they still run; the ledger does.
@@ -180,7 +182,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     copy in the tier by now are left as they are. NOT_FOUND: no such blob. FAILED_PRECONDITION: its bytes are being removed.
     """
     ClaimReplaced: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ClaimReplacedRequest, _catalog_pb2.ClaimReplacedResponse]  # type: ignore[assignment]
-    """Picks LOST blobs none of whose files needs them any more, as each has a good copy elsewhere, and makes them REMOVING."""
+    """Picks blobs that no file needs after a fault, as each has a good copy elsewhere, and makes them REMOVING: LOST ones, and cache
+    blobs in which nothing with bytes is left to read.
+    """
     ListStalePuts: _aio.UnaryStreamMultiCallable[_catalog_pb2.ListStalePutsRequest, _catalog_pb2.ListStalePutsResponse]  # type: ignore[assignment]
     """Streams PUT transactions that left something without bytes: registered files that were not stored, or an empty holding. The
     catalog cannot know whether they still run; the ledger does.
@@ -383,7 +387,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.ClaimReplacedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ClaimReplacedResponse, _abc.Awaitable[_catalog_pb2.ClaimReplacedResponse]]:
-        """Picks LOST blobs none of whose files needs them any more, as each has a good copy elsewhere, and makes them REMOVING."""
+        """Picks blobs that no file needs after a fault, as each has a good copy elsewhere, and makes them REMOVING: LOST ones, and cache
+        blobs in which nothing with bytes is left to read.
+        """
 
     @_abc_1.abstractmethod
     def ListStalePuts(
