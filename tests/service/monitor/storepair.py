@@ -89,7 +89,7 @@ class StorePair:
         held = [lease for lease in self.model.held_by(name) if random.random() < 0.6]
         if self._tokens and random.random() < 0.3:
             held.append(random.choice(self._tokens))
-        appetite = {"reserved": random.choice((0, 0, 2, 3)), "small_only": random.random() < 0.2}
+        appetite = {"reserved": random.choice((0, 0, 2, 3)), "small_only": random.random() < 0.4}
         self._hello(name, held, **appetite)
 
     def _hello(self, name: str, held: list[Lease], **appetite: Any) -> None:
