@@ -20,6 +20,9 @@ R = TypeVar("R")
 Notice = Callable[[ServiceError], None]
 """Told why a call is interrupted, before it goes on by itself."""
 
+Busy = Callable[[ServiceError, float], None]
+"""Told why the service has no room for a request, and after how many seconds it is made again."""
+
 
 class TokenSource(Protocol):
     """Where access tokens come from; both methods may raise an `auth_errors.AuthError`."""
@@ -62,6 +65,8 @@ class Timing:
     interrupted: float = 120.0
     #: Until a service is given up that broke off a watch.
     watching: float = 1800.0
+    #: Until a request is given up that the service has no room for.
+    busy: float = 1800.0
     #: First pause between two attempts; each further one is twice as long.
     pause: float = 0.2
     #: Longest pause.
@@ -122,19 +127,31 @@ class Attempts:
         backoff = min(timing.longest_pause, timing.pause * 2.0**self._failures)
         self._failures += 1
         pause = max(backoff * random.uniform(0.5, 1.0), error.retry_after or 0.0)
-        patience = self._patience if self._caller.reached else timing.opening
-        if now + pause - self._trouble_since > patience:
+        if now + pause - self._trouble_since > self._patience_with(error):
             raise error
-        if self._notice:
-            self._notice(error)
+        self._tell(error, pause)
         time.sleep(pause)
+
+    def _patience_with(self, error: ServiceError) -> float:
+        if error.code == "RESOURCE_EXHAUSTED":
+            return self._caller.timing.busy
+        return self._patience if self._caller.reached else self._caller.timing.opening
+
+    def _tell(self, error: ServiceError, pause: float) -> None:
+        if error.code == "RESOURCE_EXHAUSTED" and self._caller.on_busy:
+            self._caller.on_busy(error, pause)
+        elif self._notice:
+            self._notice(error)
 
 
 class Caller:
     """Makes the calls of one client."""
 
-    def __init__(self, server: str, tokens: TokenSource, timing: Timing) -> None:
+    def __init__(
+        self, server: str, tokens: TokenSource, timing: Timing, on_busy: Busy | None = None
+    ) -> None:
         """`server` is the URL as errors are to show it."""
+        self.on_busy = on_busy
         self.server = server
         self.tokens = tokens
         self.timing = timing

@@ -20,7 +20,7 @@ from nearline.type.v1.storage_pb2 import File, Holding
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Failure, Transaction
 from nearline_client import paths as naming
-from nearline_client.calls import Caller, FixedToken, Notice, Timing, TokenSource
+from nearline_client.calls import Busy, Caller, FixedToken, Notice, Timing, TokenSource
 from nearline_client.channel import open_channel
 from nearline_client.config import ClientConfig, load_config
 from nearline_client.errors import ServiceError
@@ -56,13 +56,18 @@ class Client:
         tokens: TokenSource,
         *,
         timing: Timing | None = None,
+        on_busy: Busy | None = None,
     ) -> None:
-        """Does not connect. Raises ConfigError for a URL or CA file that cannot be used."""
+        """Does not connect. Raises ConfigError for a URL or CA file that cannot be used.
+
+        `on_busy` is told when the service has no room for a request, which is made again when the
+        service says.
+        """
         self.config = config
         self._timing = timing or Timing()
         self._channel = open_channel(config.url, config.ca_file)
         self._stub = GatewayServiceStub(self._channel)
-        self._caller = Caller(config.url, tokens, self._timing)
+        self._caller = Caller(config.url, tokens, self._timing, on_busy)
 
     def __enter__(self) -> Self:
         return self
@@ -434,13 +439,14 @@ def connect(
     config: ClientConfig | str | os.PathLike[str] | None = None,
     *,
     timing: Timing | None = None,
+    on_busy: Busy | None = None,
 ) -> Client:
     """A client of the configured gateway; use it in a `with` statement.
 
     `config` is a configuration or its file, by default `$NEARLINE_CONFIG` or
     `~/.config/nearline/config.toml`; `url` and `ca` replace what it says. Without `token` that of
     the environment (`NEARLINE_TOKEN`) or of the login is used, and renewed by itself.
-    Does not connect yet. Raises ConfigError.
+    `on_busy` is as in `Client`. Does not connect yet. Raises ConfigError.
     """
     file = Path(config) if isinstance(config, (str, os.PathLike)) else None
     if not isinstance(config, ClientConfig):
@@ -450,7 +456,8 @@ def connect(
         config = replace(config, url=url)
     if ca is not None:
         config = replace(config, ca_file=Path(ca))
-    return Client(config, _token_source(config, token, file), timing=timing)
+    tokens = _token_source(config, token, file)
+    return Client(config, tokens, timing=timing, on_busy=on_busy)
 
 
 def _token_source(config: ClientConfig, token: str | None, file: Path | None) -> TokenSource:

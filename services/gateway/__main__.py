@@ -2,6 +2,7 @@
 
 from nearline.gateway.v1 import gateway_pb2_grpc
 from services.gateway.authentication import Authentication
+from services.gateway.calllimit import CallLimit
 from services.gateway.config import GatewayConfig
 from services.gateway.servicer import GatewayServicer
 from services.gateway.system import System
@@ -19,7 +20,8 @@ async def serve(config: GatewayConfig) -> None:
         "transfer": aio_channel(config.transfer),
     }
     verifier = TokenVerifier(config.tokens)
-    server = Server(config.server, interceptors=[Authentication(verifier)], mutual_tls=False)
+    interceptors = [Authentication(verifier), CallLimit(config.calls_per_user)]
+    server = Server(config.server, interceptors=interceptors, mutual_tls=False)
     servicer = GatewayServicer(channels["catalog"], channels["monitor"], System(channels))
     server.add(gateway_pb2_grpc.add_GatewayServiceServicer_to_server, servicer)
     try:

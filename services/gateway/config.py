@@ -1,7 +1,7 @@
 """Configuration of the gateway."""
 
 from services.gateway.token_config import TokenConfig
-from services.kit.config import LogConfig, PeerConfig, Section, ServerConfig
+from services.kit.config import Count, LogConfig, PeerConfig, Section, ServerConfig
 
 
 class GatewayConfig(Section, frozen=True):
@@ -13,4 +13,6 @@ class GatewayConfig(Section, frozen=True):
     catalog: PeerConfig
     monitor: PeerConfig
     transfer: PeerConfig
+    calls_per_user: Count = 200
+    """Calls of one user that may run at once, streams and watches included."""
     log: LogConfig = LogConfig()

@@ -1,6 +1,7 @@
 """What surrounds every RPC of a server: observation, error encoding, peer and identity checks."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from inspect import isawaitable
@@ -12,7 +13,13 @@ from grpc_status import rpc_status
 
 from services.kit import errors, identity
 from services.kit.channel import bind_deadline
-from services.kit.errors import Internal, NearlineError, PermissionDenied, Unauthenticated
+from services.kit.errors import (
+    Internal,
+    NearlineError,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+)
 from services.kit.telemetry import RpcRecord
 
 log = structlog.get_logger(__name__)
@@ -21,6 +28,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Details: TypeAlias = grpc.HandlerCallDetails
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[Details], Awaitable[Handler | None]]"
+
+# Apart, so that those refused do not all come back at once.
+_COME_AGAIN_SECONDS = (0.5, 2.0)
 
 _OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
@@ -60,8 +70,10 @@ class Surround(grpc.aio.ServerInterceptor):
     run inside of this one, decide then. They and the handlers just raise NearlineErrors.
     """
 
-    def __init__(self, allow: AllowList | None) -> None:
+    def __init__(self, allow: AllowList | None, most: int) -> None:
+        """``most`` calls run at a time; what comes beyond is told when to come again."""
         self._allow = allow
+        self._most = most
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -81,7 +93,7 @@ class Surround(grpc.aio.ServerInterceptor):
             handler = _refusing(error)
         if handler is None:
             return None
-        return _wrap(handler, lambda context, call: self._run(method, sent, context, call))
+        return wrapped(handler, lambda context, call: self._run(method, sent, context, call))
 
     async def _run(
         self, method: str, sent: dict[str, Any], context: Context, call: Callable[[], Any]
@@ -91,6 +103,7 @@ class Surround(grpc.aio.ServerInterceptor):
         code, failure = grpc.StatusCode.CANCELLED, None
         self._enter(counted)
         try:
+            self._shed(counted)
             self._admit(method, sent, context)
             answer = await call()
             code = grpc.StatusCode.OK
@@ -116,6 +129,14 @@ class Surround(grpc.aio.ServerInterceptor):
             self._active -= 1
             if self._active == 0:
                 self._idle.set()
+
+    def _shed(self, counted: bool) -> None:
+        if counted and self._active > self._most:
+            raise ResourceExhausted(
+                "OVERLOADED",
+                "the service has as many calls as it can take; try again in a moment",
+                retry_after=random.uniform(*_COME_AGAIN_SECONDS),
+            )
 
     def _admit(self, method: str, sent: dict[str, Any], context: Context) -> None:
         bind_deadline(context.time_remaining())
@@ -218,7 +239,9 @@ def _refusing(error: Exception) -> Handler:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _wrap(handler: Handler, run: Callable[[Context, Callable[[], Any]], Awaitable[Any]]) -> Handler:
+def wrapped(
+    handler: Handler, run: Callable[[Context, Callable[[], Any]], Awaitable[Any]]
+) -> Handler:
     """``handler`` with every call passed through ``run``.
 
     A generator's messages are written from here, so that a cancelled call unwinds the handler

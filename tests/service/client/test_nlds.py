@@ -19,7 +19,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from nearline.type.v1.storage_pb2 import File, Holding
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Failure, Transaction
-from services.kit.errors import InvalidArgument, PermissionDenied, Unauthenticated
+from services.kit.errors import (
+    InvalidArgument,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+)
 from tests.service.client.conftest import Nlds
 from tests.service.client.gateway import ID, Gateway
 
@@ -214,11 +219,30 @@ def test_other_commands(gateway: Gateway, nlds: Nlds) -> None:
     assert next(iter(gateway.requests.values())).header.pin_days == 7
 
 
+def test_a_retry_is_shown_and_one_that_is_over_says_so(gateway: Gateway, nlds: Nlds) -> None:
+    done = nlds("retry", ID)
+    assert (done.code, "retry of" in done.out) == (0, True)
+    assert "it was run again already, as" in done.err
+
+
+def test_parked_tasks_are_listed(nlds: Nlds) -> None:
+    done = nlds("system", "-P", "-g", "climate")
+    assert "WORKER_LOST" in done.out
+    assert nlds("system", "-g", "climate").code == 2
+
+
+def test_a_request_that_has_no_room_waits_visibly(gateway: Gateway, nlds: Nlds) -> None:
+    busy = ResourceExhausted("TOO_MANY_TRANSACTIONS", "much is running", retry_after=0.01)
+    gateway.faults["Put"] = deque([busy])
+    done = nlds("put", "/a")
+    assert done.code == 0
+    assert "nlds: much is running; trying again in 1 s\n" in done.err
+
+
 @pytest.mark.parametrize(
     ("args", "what"),
     [
         (("del", "-y", "/a"), "deleting is not built yet"),
-        (("retry", ID), "put the failed files again"),
         (("undelete", "/a"), "nlds: "),
     ],
 )

@@ -191,3 +191,45 @@ async def test_a_long_list_needs_little_memory(database_config: DatabaseConfig) 
         assert (await get(one.stub, asked.id)).state == Transaction.QUEUED
         assert one.rows("SELECT count(*) FROM task") == [(200,)]
         assert len(await read_paths(one, asked.id, 199)) == 1000
+
+
+@sync
+async def test_a_request_is_cancelled_while_its_paths_arrive(
+    database_config: DatabaseConfig,
+) -> None:
+    async with replica(database_config) as one:
+        asked = spec()
+        await answers(one.stub, header(asked), batch(0, ["/a"]))
+        strangers = pb.CancelTransactionRequest(
+            id=asked.id, visibility=pb.Visibility(groups=["ocean"], user="bob")
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as unseen:
+            await one.stub.CancelTransaction(strangers)
+        assert isinstance(errors.from_rpc_error(unseen.value), errors.NotFound)
+
+        cancelled = await one.stub.CancelTransaction(pb.CancelTransactionRequest(id=asked.id))
+        assert cancelled.transaction.state == Transaction.CANCELLED
+        # Whatever still comes in of it is answered by its end, and makes nothing.
+        for requests in (
+            [header(asked), batch(1, ["/b"])],
+            [header(asked), commit(1, chunk_kind=Task.SCAN)],
+        ):
+            last = (await answers(one.stub, *requests))[-1]
+            assert last.transaction.state == Transaction.CANCELLED
+        assert not one.rows("SELECT 1 FROM task")
+        assert not one.rows("SELECT 1 FROM path_chunk")
+
+
+@sync
+async def test_groups_and_waiting_work_are_bounded_too(database_config: DatabaseConfig) -> None:
+    config = LedgerConfig(running_per_group=2, tasks_per_user=5, paths_per_user=3)
+    async with replica(database_config, config) as one:
+        await submit(one.stub, spec("ann"), [new_task(Task.SCAN)] * 5)
+        assert "5 tasks" in (await refusal(one.stub, header(spec("ann")))).message
+        arriving = spec("bob")
+        await answers(one.stub, header(arriving), batch(0, ["/a", "/b", "/c"]))
+        assert "3 paths" in (await refusal(one.stub, header(spec("bob")))).message
+        # One that goes on does not stand in its own way.
+        await answers(one.stub, header(arriving), commit(3, chunk_kind=Task.SCAN))
+        assert "2 transactions" in (await refusal(one.stub, header(spec("carol")))).message
+        await submit(one.stub, spec("carol", group="ice"), [new_task(Task.SCAN)])
