@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAMELESS = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+# What file systems (NFS is one) say that have no files without a name.
+_NO_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL})
 
 
 class UserFs:
@@ -235,7 +238,10 @@ class Source:
 
 
 class NewFile:
-    """A file under a temporary name; a context manager that removes it unless committed."""
+    """A file without a name yet; a context manager that removes it unless committed.
+
+    Where the file system needs a name it has a temporary one.
+    """
 
     def __init__(self, files: UserFiles, directory: int, name: bytes) -> None:
         """Takes over ``directory``."""
@@ -244,7 +250,7 @@ class NewFile:
         self._name = name
         self._temporary = files.temporary.name()
         try:
-            self._descriptor = os.open(self._temporary, _CREATE, 0o600, dir_fd=directory)
+            self._descriptor, self._is_named = _create(directory, self._temporary)
         except BaseException:
             os.close(directory)
             raise
@@ -271,6 +277,8 @@ class NewFile:
         """Set the metadata and take the place at the path; return what could not be restored."""
         with self._files.using():
             lost = restore.apply(self._descriptor, metadata)
+            if not self._is_named:
+                restore.give_name(self._descriptor, self._directory, self._temporary)
             # A network file system may report a full disk only here: before the rename.
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
@@ -291,6 +299,16 @@ class NewFile:
             if descriptor >= 0:
                 os.close(descriptor)
         self._descriptor = self._directory = -1
+
+
+def _create(directory: int, temporary: bytes) -> tuple[int, bool]:
+    """A new file, and whether it has the name; without one a crash leaves nothing."""
+    try:
+        return os.open(b".", _NAMELESS, 0o600, dir_fd=directory), False
+    except OSError as error:
+        if error.errno not in _NO_NAMELESS:
+            raise
+    return os.open(temporary, _CREATE, 0o600, dir_fd=directory), True
 
 
 def _open_regular(directory: int, name: bytes) -> int:

@@ -8,6 +8,7 @@ import random
 import resource
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from services.kit.errors import PermissionDenied
+from services.transfer import userfs
 from services.transfer.credentials import Credentials
 from services.transfer.entries import Entry, Kind, Metadata, Unreadable, Unvisited
 from services.transfer.filefailures import FileCode, FileError, from_os_error
@@ -692,7 +694,25 @@ def test_absence_of_what_was_seen() -> None:
     assert from_os_error(FileNotFoundError(errno.ENOENT, ""), seen=True).code is FileCode.VANISHED
 
 
-def test_a_killed_attempt_leaves_nothing_to_its_next(home: bytes) -> None:
+def test_a_killed_attempt_leaves_nothing(home: bytes) -> None:
+    program = f"""
+import os
+from services.transfer.credentials import Credentials
+from services.transfer.userfs import UserFs
+with UserFs([{home!r}]).serving(Credentials({USER.uid}, {USER.gid}, {USER.gids})) as files:
+    files.atomic_write({home + b"/a"!r}).write(b"half")
+    os._exit(9)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], check=False)
+    assert killed.returncode == 9
+    assert os.listdir(home) == []
+
+
+def test_a_killed_attempt_leaves_nothing_to_its_next(
+    home: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on file systems that have no files without a name.
+    monkeypatch.setattr(userfs, "_NAMELESS", os.O_WRONLY | os.O_DIRECTORY)
     users = UserFs([home])
     with users.serving(USER, task=7) as killed, users.serving(USER, task=8) as other:
         killed.atomic_write(home + b"/a").write(b"half")
