@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.local import configs, health
@@ -27,13 +27,19 @@ class Parts:
     """The parts of one site; files are written when a part is about to start."""
 
     def __init__(
-        self, site: Site, tape: str, overrides: Overrides, say: Callable[[str], None]
+        self,
+        site: Site,
+        tape: str,
+        overrides: Overrides,
+        environment: Mapping[str, Mapping[str, str]],
+        say: Callable[[str], None],
     ) -> None:
         if tape not in TAPE_DRIVERS:
             raise StackError(f"no tape driver {tape}; there are {', '.join(TAPE_DRIVERS)}")
         self._site = site
         self._tape = tape
         self._overrides = overrides
+        self._environment = environment
         self._say = say
 
     def spec(self, name: str) -> ProcessSpec:
@@ -118,6 +124,7 @@ class Parts:
             name=name,
             argv=(sys.executable, "-m", f"services.{name}", "--config", str(config)),
             cwd=_REPOSITORY,
+            env=self._environment.get(name, {}),
             files=(config, files.certificate),
             ready=lambda: self.trouble(name),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,13 +42,17 @@ class Stack:
         *,
         tape: str = "auto",
         overrides: Overrides | None = None,
+        environment: Mapping[str, Mapping[str, str]] | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         """``tape`` is "xrootd", "directory" or "auto"; ``overrides`` change services' settings by
-        service name, as their TOML files would hold them; ``say`` is told about progress."""
+        service name, as their TOML files would hold them; ``environment`` has more variables for
+        services by name, read at each start; ``say`` is told about progress."""
         self.site = Site(directory)
         self.supervisor = Supervisor(self.site.directory)
-        self._parts = Parts(self.site, tape, overrides or {}, say)
+        self._parts = Parts(
+            self.site, tape, overrides or {}, {} if environment is None else environment, say
+        )
         self._say = say
 
     def up(self, names: Sequence[str] = PARTS) -> None:

@@ -43,7 +43,17 @@ def main(directory: Path) -> None:
     supervisor = Supervisor(directory)
     for name in supervisor.names():
         supervisor.end(name)
+    for place in mounts_below(directory):
+        subprocess.run(["umount", "--lazy", place], check=False)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Where file systems are mounted below a directory, the innermost first."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    # Spaces and the like are octal escapes there; names of temporary directories have none.
+    places = [line.split()[1] for line in lines]
+    return sorted((p for p in places if Path(p).is_relative_to(directory)), reverse=True)
 
 
 if __name__ == "__main__":

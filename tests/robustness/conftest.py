@@ -15,6 +15,7 @@ from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Transaction
 from nearline_client.states import is_final
 from tests.fixtures.store import GROUP, Person, Store, same
+from tests.soak.rig import Rig, running_rig
 
 MIB = 1 << 20
 PLAN = Plan(files=3000, large=(64 * MIB, 64 * MIB))
@@ -37,6 +38,20 @@ def data(session_store: Store) -> Iterator[Data]:
     entries = 1 + sum(len(below) + len(files) for _, below, files in os.walk(root))
     yield Data(root, entries)
     trees.remove(root)
+
+
+@pytest.fixture(scope="session")
+def session_rig() -> Iterator[Rig]:
+    """A stack with breakable links that all tests of a session share; use `rig` in tests."""
+    with running_rig() as rig:
+        yield rig
+
+
+@pytest.fixture
+def rig(session_rig: Rig) -> Rig:
+    """The shared rig, healed of what the last test did to it."""
+    session_rig.heal()
+    return session_rig
 
 
 def wait_leased(person: Person, id: str, *kinds: Task.Kind.ValueType) -> None:
