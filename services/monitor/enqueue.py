@@ -43,6 +43,17 @@ def enqueue(connection: Connection, owner: Owner, entries: Iterable[Entry]) -> M
     return made
 
 
+def lock_keys(connection: Connection, entries: Iterable[Entry]) -> list[str]:
+    """Lock the keys of unique ones of ``entries``, in one order until the commit; these keys.
+
+    So two replicas cannot both find that none of a key is open.
+    """
+    keys = sorted({entry.key for entry in entries if entry.unique and entry.key})
+    if keys:
+        sql.run(connection, _LOCK_KEYS, {"keys": keys})
+    return keys
+
+
 def _row(owner: Owner, lane: int, entry: Entry, vt: float) -> Sequence[object]:
     delay = f"{entry.delay} s" if entry.state == Task.DELAYED else None
     return (
@@ -63,11 +74,8 @@ def _note(made: Made, entries: Sequence[Entry]) -> None:
 
 def _open_names(connection: Connection, entries: Iterable[Entry]) -> list[Name]:
     """Kinds and keys of open tasks that unique ones of ``entries`` may be left out for."""
-    keys = sorted({entry.key for entry in entries if entry.unique and entry.key})
-    if not keys:
+    if not (keys := lock_keys(connection, entries)):
         return []
-    # Locked in one order until the commit, so that two replicas cannot both find none.
-    sql.run(connection, _LOCK_KEYS, {"keys": keys})
     return [(kind, key) for kind, key in sql.rows(connection, _OPEN_KEYS, {"keys": keys})]
 
 

@@ -1,16 +1,39 @@
 """Turns in the queue: where lanes stand, and turns for tasks that come back. Inside a transaction.
 
-Lanes are always locked by ascending number, behind transactions and tasks.
+Lanes are locked by ascending number, behind transactions, tasks and keys; who comes to several one
+after the other locks all of them before. Otherwise two that meet crosswise wait for the deadlock's
+discovery, a second each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection
 
 from services.monitor import rules, sql
 from services.monitor.queueing import Owner
+
+LaneName = tuple[int, str, str]
+"""(kind, user, group)"""
+
+
+def lock(
+    connection: Connection,
+    names: Collection[LaneName],
+    tasks: Sequence[int] = (),
+    releasing: Sequence[int] = (),
+) -> None:
+    """Lock these lanes, those of ``tasks`` and of blocked tasks of the transactions ``releasing``.
+
+    Lanes that do not exist yet are left out.
+    """
+    kinds, users, groups = zip(*names, strict=True) if names else ((), (), ())
+    values = {
+        "kinds": list(kinds), "users": list(users), "groups": list(groups),
+        "tasks": list(tasks), "releasing": list(releasing),
+    }  # fmt: skip
+    sql.run(connection, _LOCK, values)
 
 
 def standing(
@@ -53,6 +76,16 @@ _LANES = f"""
 SELECT l.kind, l.id, l.vt, {_CLOCK} FROM lane l
 WHERE l.kind = ANY(%(kinds)s::smallint[]) AND l.user_name = %(user)s AND l.group_name = %(group)s
 ORDER BY l.id FOR UPDATE OF l
+"""
+
+_LOCK = """
+SELECT FROM lane WHERE id IN (
+  SELECT l.id FROM lane l
+  JOIN unnest(%(kinds)s::smallint[], %(users)s::text[], %(groups)s::text[])
+       AS named (kind, user_name, group_name) USING (kind, user_name, group_name)
+  UNION SELECT lane FROM task WHERE id = ANY(%(tasks)s::bigint[])
+  UNION SELECT lane FROM task WHERE txn = ANY(%(releasing)s::bigint[]) AND state = 4
+) ORDER BY id FOR UPDATE
 """
 
 _NEW_LANES = """

@@ -114,7 +114,8 @@ def heartbeat(
         (p.lease.task_id, p.lease.token, p.files_done, p.bytes_done, p.waiting_for)
         for p in progress
     ]
-    moved = sql.rows_of_values(connection, _PROGRESS, rows)
+    # In the order in which results lock tasks.
+    moved = sql.rows_of_values(connection, _PROGRESS, sorted(rows))
     books.notify(connection, {seq for (seq,) in moved if seq is not None}, ())
     return held_by(connection, stream.worker)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from services.kit import crash
 from services.kit.errors import Internal
 from services.monitor import books, lanes, schedules, sql
 from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge_all
-from services.monitor.enqueue import enqueue
+from services.monitor.enqueue import enqueue, lock_keys
 from services.monitor.queueing import NOBODY, Entry, entry_of
 from services.monitor.rules import Limits, Verdict
 
@@ -137,8 +138,30 @@ class _Recording:
                 if new.HasField("transaction"):
                     seq = self._open(new.transaction)
                 self.follow_ups[seq].append(entry_of(new))
+        self._lock_queue()
         for seq, entries in self.follow_ups.items():
             self._enqueue(seq, entries)
+
+    def _lock_queue(self) -> None:
+        """Lock at once whatever of the queue this batch will come to."""
+        back = self._back()
+        releasing = [seq for seq, book in self.books.items() if book.must_release]
+        if len(self.follow_ups) + bool(back) + len(releasing) > 1:
+            lock_keys(self.connection, itertools.chain(*self.follow_ups.values()))
+            names = {
+                (entry.kind, *self._whose(seq))
+                for seq, entries in self.follow_ups.items()
+                for entry in entries
+            }
+            lanes.lock(self.connection, names, back, releasing)
+
+    def _whose(self, seq: int | None) -> tuple[str, str]:
+        owner = NOBODY if seq is None else books.owner_of(self.books[seq])
+        return owner.user, owner.group
+
+    def _back(self) -> list[int]:
+        """Tasks that go back to the queue at once."""
+        return [task.id for task in self.touched.values() if task.state == Task.READY]
 
     def _open(self, spec: monitor_pb2.TransactionSpec) -> int:
         known = next((book for book in self.books.values() if book.id == spec.id), None)
@@ -159,8 +182,7 @@ class _Recording:
     def _save(self) -> None:
         if not self.touched:
             return
-        back = [task.id for task in self.touched.values() if task.state == Task.READY]
-        lanes.requeue(self.connection, back)
+        lanes.requeue(self.connection, self._back())
         sql.run_values(self.connection, _SAVE_TASKS, map(_values, self.touched.values()))
         ended = [task for task in self.touched.values() if task.state in _ENDED]
         schedules.ended(self.connection, [task.schedule for task in ended if task.schedule])

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from nearline.monitor.v1 import monitor_pb2
 from services.kit.errors import NotFound
-from services.monitor import books, sql
+from services.monitor import books, lanes, sql
 from services.monitor.enqueue import enqueue
 from services.monitor.queueing import NOBODY, Entry
 
@@ -29,6 +29,8 @@ def declare(connection: Connection, wanted: Sequence[monitor_pb2.Schedule]) -> N
 def start_due(connection: Connection) -> int:
     """Make a task for each schedule that is due; how many were."""
     due = sql.rows(connection, _DUE)
+    if len(due) > 1:
+        lanes.lock(connection, {(kind, NOBODY.user, NOBODY.group) for _, kind, _ in due})
     kinds = set()
     for name, kind, payload in due:
         made = enqueue(connection, NOBODY, [Entry(kind, bytes(payload), schedule=name)])

@@ -305,9 +305,11 @@ WITH stopped AS (
   SELECT lane, coalesce(sum(cost::float8) FILTER (WHERE token = 0), 0) AS vt,
          coalesce(sum(cost::float8) FILTER (WHERE token > 0), 0) AS again
   FROM stopped WHERE state = 1 GROUP BY lane
+), locked AS MATERIALIZED (
+  SELECT id FROM lane WHERE id IN (SELECT lane FROM unused) ORDER BY id FOR UPDATE
 ), given_back AS (
   UPDATE lane SET vt = lane.vt - unused.vt, again = lane.again - unused.again
-  FROM unused WHERE lane.id = unused.lane
+  FROM unused JOIN locked ON locked.id = unused.lane WHERE lane.id = locked.id
 )
 SELECT state, kind, count(*) FROM stopped GROUP BY state, kind
 """
