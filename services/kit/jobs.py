@@ -122,6 +122,11 @@ class JobContext:
         """Whether the work is of no more use."""
         return self._reason is not None
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether failed files were reported in this attempt."""
+        return self._failed > 0
+
     def check(self) -> None:
         """Raise JobCancelled when the work is of no more use; call it every second or so."""
         if self._reason is not None:

@@ -7,6 +7,7 @@ from nearline.type.v1 import task_pb2
 from services.kit.catalogclient import CATALOG
 from services.kit.jobs import Handler, Job, JobContext, Outcome
 from services.kit.objecterrors import CACHE, CACHE_SPACE
+from services.kit.perfile import failing_each, of_recall, of_stage
 from services.tape.archive import archive, confirm, plan
 from services.tape.context import Context
 from services.tape.endpoint import TAPE
@@ -40,4 +41,9 @@ NEEDS = {
 
 def handlers(context: Context) -> dict[task_pb2.Task.Kind.ValueType, Handler]:
     """The handlers of tape, working with ``context``."""
-    return {kind: partial(handler, context) for kind, handler in _HANDLERS.items()}
+    made: dict[task_pb2.Task.Kind.ValueType, Handler] = {
+        kind: partial(handler, context) for kind, handler in _HANDLERS.items()
+    }
+    for kind, files_of in ((Task.STAGE, of_stage), (Task.RECALL, of_recall)):
+        made[kind] = failing_each(made[kind], files_of, context.catalog)
+    return made

@@ -11,9 +11,10 @@ import uvloop
 from nearline.type.v1 import task_pb2
 from services.kit.catalogclient import CATALOG, CatalogClient
 from services.kit.channel import aio_channel, sync_channel
-from services.kit.jobs import Job, JobContext, Outcome
+from services.kit.jobs import Handler, Job, JobContext, Outcome
 from services.kit.objecterrors import CACHE, CACHE_SPACE
 from services.kit.objectstore import ObjectStore
+from services.kit.perfile import failing_each, of_files_task
 from services.kit.worker import Worker, schedule
 from services.kit.working import Watchdog, work
 from services.transfer.config import TransferConfig
@@ -53,6 +54,20 @@ _NEEDS = {
 }
 
 
+_FILES_OF = {
+    Task.UPLOAD: of_files_task,
+    Task.DOWNLOAD: of_files_task,
+    Task.RESOLVE: of_files_task,
+}
+
+
+def _per_file(
+    kind: task_pb2.Task.Kind.ValueType, handler: Handler, catalog: CatalogClient
+) -> Handler:
+    files_of = _FILES_OF.get(kind)
+    return failing_each(handler, files_of, catalog) if files_of else handler
+
+
 def run(config: TransferConfig, *, small_only: bool = False) -> None:
     """Work for the ledger until told to stop, or until the service that started this ends."""
     die_with_parent()
@@ -84,7 +99,7 @@ async def _run(config: TransferConfig, small_only: bool) -> None:
         lambda: aio_channel(config.monitor),
         service="transfer",
         handlers={
-            kind: partial(handler, context)
+            kind: _per_file(kind, partial(handler, context), context.catalog)
             for kind, handler in _HANDLERS.items()
             if kind in _OF_USERS or not small_only
         },
