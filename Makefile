@@ -1,7 +1,7 @@
 # Each target is one line of real work; `bootstrap` is quick when nothing changed.
 SHELL := /bin/bash
 RUN := .venv/bin/python
-.PHONY: bootstrap demo up down status test simulate check bench bench-fairness soak proto clean
+.PHONY: bootstrap demo up down status test simulate check bench bench-fairness soak mutations proto clean
 
 bootstrap:
 	@scripts/bootstrap
@@ -25,6 +25,8 @@ bench-fairness: bootstrap
 	$(RUN) -m bench fairness $(BENCH_ARGS)
 soak: bootstrap
 	$(RUN) -m tests.soak --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
+mutations: bootstrap
+	$(RUN) -m tests.mutations $(GUARANTEES)
 proto: bootstrap
 	scripts/generate-protos
 clean:
