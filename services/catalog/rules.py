@@ -71,6 +71,12 @@ class Seal:
     size: int
     adler32: int
     state: int
+    pack_adler32: int = 0
+
+    @property
+    def checksum(self) -> int:
+        """Adler-32 of the bytes in either tier; 0 where it is not known."""
+        return self.adler32 or self.pack_adler32
 
 
 def check_seal(seal: Seal, tier: int) -> None:
@@ -89,7 +95,7 @@ def seal_is_repeat(seal: Seal, present: int, size: int, adler32: int, answered: 
     """
     if present == WRITING:
         return False
-    if answered and (size, adler32) == (seal.size, seal.adler32):
+    if answered and (size, adler32) == (seal.size, seal.checksum):
         return True
     raise FailedPrecondition(
         "BLOB_SEALED",

@@ -172,6 +172,7 @@ def checked(message: RecordBlobRequest.Seal) -> Seal:
         rules.check_number(message.size, "seal.size"),
         message.adler32,
         message.state,
+        message.pack_adler32,
     )
 
 
@@ -227,7 +228,7 @@ def _store(connection: Connection, seal: Seal, blob: Row[Any]) -> dict[str, Any]
         "blob": seal.blob_id,
         "state": seal.state if counts.accepted else REMOVING,
         "size": seal.size,
-        "adler32": seal.adler32,
+        "adler32": seal.checksum,
         "files": counts.accepted,
         "outcome": json.dumps(outcome),
     }

@@ -124,10 +124,11 @@ class CatalogClient:
         size: int,
         state: Blob.State.ValueType,
         adler32: int = 0,
+        pack_adler32: int = 0,
     ) -> catalog.RecordBlobResponse:
         """Record a complete and verified blob of ``size`` bytes with its members, all at once."""
         seal = catalog.RecordBlobRequest.Seal(
-            blob_id=blob_id, size=size, adler32=adler32, state=state
+            blob_id=blob_id, size=size, adler32=adler32, state=state, pack_adler32=pack_adler32
         )
 
         def requests() -> Iterator[catalog.RecordBlobRequest]:

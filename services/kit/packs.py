@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zlib_ng import zlib_ng
+
 from nearline.type.v1 import storage_pb2
 from nearline_client import names
 from services.kit import crash, paxtar
@@ -102,7 +104,8 @@ class Pack:
         self._data += paxtar.END
         cache.put(blob.key, self._data)
         crash.point("pack.stored")
-        placed = record(catalog, cache, blob, self._members, len(self._data))
+        checksum = zlib_ng.adler32(self._data)
+        placed = record(catalog, cache, blob, self._members, len(self._data), checksum)
         crash.point("pack.recorded")
         self._data, self._members = bytearray(), []
         return placed
@@ -129,10 +132,18 @@ def digest_of(attributes: Attributes, content: "Buffer") -> bytes:
 
 
 def record(
-    catalog: CatalogClient, cache: ObjectStore, blob: Blob, members: list[Member], size: int
+    catalog: CatalogClient,
+    cache: ObjectStore,
+    blob: Blob,
+    members: list[Member],
+    size: int,
+    adler32: int = 0,
 ) -> Placed:
-    """Make a cache blob known. One that nothing refers to (a repeat was faster) is removed."""
-    answer = catalog.record(blob.id, members, size=size, state=Blob.STORED)
+    """Make a cache blob known. One that nothing refers to (a repeat was faster) is removed.
+
+    ``adler32`` of a pack: its headers are covered by no file's digest.
+    """
+    answer = catalog.record(blob.id, members, size=size, state=Blob.STORED, pack_adler32=adler32)
     if answer.unused:
         crash.point("cache.unused.before_delete")
         cache.delete_many([blob.key])

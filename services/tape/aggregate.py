@@ -5,7 +5,7 @@ An aggregate is one pax tar: the manifest, then of each source either the member
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
@@ -38,14 +38,22 @@ class Placed:
 class Section:
     """What one source contributes: ``header``, ``length`` bytes of the object ``key``, padding.
 
-    ``slices`` are the files to verify, by their offset in the object.
+    ``start`` is the first of these bytes in the object; ``slices`` are the files to verify, by
+    their offset from there. ``adler32``: of a whole pack, end blocks included; 0: not known.
     """
 
     blob_id: int
     key: str
     header: bytes
     length: int
+    start: int = 0
+    adler32: int = 0
     slices: list[tuple[int, Placed]] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """First byte of the object behind the section's."""
+        return self.start + self.length
 
     @property
     def size(self) -> int:
@@ -79,11 +87,15 @@ class Layout:
 
 
 def lay_out(
-    holding: Mapping[str, object], sources: Sequence[Blob], members: Iterable[SourceMember]
+    holding: Mapping[str, object],
+    sources: Sequence[Blob],
+    members: Iterable[SourceMember],
+    loose: Collection[int] = (),
 ) -> Layout:
     """The aggregate of ``sources``, in their order, given all their members by offset.
 
     ``holding``: what the manifest says of the holding. Sources that have no members are left out.
+    Packs whose numbers are in ``loose`` contribute their members one by one, behind new headers.
     """
     by_source: dict[int, list[SourceMember]] = {source.id: [] for source in sources}
     for member in members:
@@ -92,29 +104,35 @@ def lay_out(
     lines: list[bytes] = []
     at = 0
     for source in sources:
-        if found := by_source[source.id]:
-            section = _section(source, found, at)
+        found = by_source[source.id]
+        apart = [[member] for member in found] if source.id in loose else [found]
+        for together in filter(None, apart):
+            section = _section(source, together, at, source.id in loose)
             at += section.size
             sections.append(section)
-            files = zip(found, section.slices, strict=True)
+            files = zip(together, section.slices, strict=True)
             lines += [_line(member.file, placed) for member, (_, placed) in files]
     return Layout(_manifest(holding, lines), sections)
 
 
-def _section(source: Blob, members: Sequence[SourceMember], at: int) -> Section:
-    if source.format == Blob.TAR:
-        section = Section(source.id, source.key, b"", source.size - len(paxtar.END))
+def _section(source: Blob, members: Sequence[SourceMember], at: int, is_loose: bool) -> Section:
+    if source.format == Blob.TAR and not is_loose:
+        length = source.size - len(paxtar.END)
+        section = Section(source.id, source.key, b"", length, adler32=source.adler32)
     else:
-        file = members[0].file
-        header = paxtar.member_header(tar_member(file.path, file.attributes))
-        section = Section(source.id, source.key, header, source.size)
-    start = at + len(section.header)
-    for member in members:
+        member = members[0]
         file = member.file
-        length = file.attributes.size
-        placed = Placed(file.id, start + member.offset, length, file.digest, file.path)
-        section.slices.append((member.offset, placed))
+        header = paxtar.member_header(tar_member(file.path, file.attributes))
+        section = Section(source.id, source.key, header, file.attributes.size, member.offset)
+    for member in members:
+        section.slices.append(_slice(section, member, at))
     return section
+
+
+def _slice(section: Section, member: SourceMember, at: int) -> tuple[int, Placed]:
+    file, offset = member.file, member.offset - section.start
+    place = at + len(section.header) + offset
+    return offset, Placed(file.id, place, file.attributes.size, file.digest, file.path)
 
 
 def _manifest(holding: Mapping[str, object], lines: Sequence[bytes]) -> bytes:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import structlog
+from zlib_ng import zlib_ng
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.monitor.v1 import monitor_pb2 as ledger
@@ -39,6 +40,14 @@ class SourceLost(Exception):
     def __init__(self, section: Section) -> None:
         super().__init__(section.key)
         self.section = section
+
+
+class PacksChanged(Exception):
+    """Packs are not as they were written: beside files, their headers may be damaged."""
+
+    def __init__(self, blobs: set[int]) -> None:
+        super().__init__(str(blobs))
+        self.blobs = blobs
 
 
 # -- planning ------------------------------------------------------------------------------------
@@ -146,14 +155,19 @@ def archive(context: Context, job: Job, ctx: JobContext) -> Done:
         return _take_over(context, job, task)
     ctx.files_at_stake = sum(source.files for source in task.sources)
     holding = _holding_line(context, job)
-    layout = lay_out(
-        holding, task.sources, context.catalog.members([source.id for source in task.sources])
-    )
-    try:
-        written, bad = _write(context, ctx, task, layout)
-    except SourceLost as lost:
-        return _without(context, ctx, task, lost)
-    return _record(context, ctx, task, layout, written, bad)
+    members = list(context.catalog.members([source.id for source in task.sources]))
+    loose: set[int] = set()
+    while True:
+        layout = lay_out(holding, task.sources, members, loose)
+        try:
+            written, bad = _write(context, ctx, task, layout)
+        except PacksChanged as changed:
+            log.error("packs_changed", blobs=sorted(changed.blobs))
+            loose |= changed.blobs
+        except SourceLost as lost:
+            return _without(context, ctx, task, lost)
+        else:
+            return _record(context, ctx, task, layout, written, bad)
 
 
 def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
@@ -183,27 +197,41 @@ def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
 def _write(
     context: Context, ctx: JobContext, task: task_pb2.TapeBlobTask, layout: Layout
 ) -> tuple[Written, set[int]]:
-    """The file at the endpoint, verified with it, and the files whose digests differ."""
+    """The file at the endpoint, verified with it, and the files whose digests differ.
+
+    Raises SourceLost, or PacksChanged, and leaves no file then.
+    """
     bad: set[int] = set()
+    changed: set[int] = set()
     with context.tape.create(task.key) as writer:
         writer.write(layout.head)
         for section in layout.sections:
-            bad |= _copy(context, ctx, writer, section)
+            differing, adler32 = _copy(context, ctx, writer, section)
+            bad |= differing
+            if section.adler32 not in (0, adler32):
+                changed.add(section.blob_id)
+        if changed:
+            raise PacksChanged(changed)
         writer.write(paxtar.END)
         crash.point("tape.archive.before_commit")
         return writer.commit(), bad
 
 
-def _copy(context: Context, ctx: JobContext, writer: TapeWriter, section: Section) -> set[int]:
+def _copy(
+    context: Context, ctx: JobContext, writer: TapeWriter, section: Section
+) -> tuple[set[int], int]:
+    """Files whose digests differ, and the Adler-32 of the section with end blocks behind it."""
+    adler32 = 1
     checker = SliceChecker([
         Slice(placed.file_id, offset, placed.length, placed.digest)
         for offset, placed in section.slices
     ])  # fmt: skip
     writer.write(section.header)
     try:
-        for piece in context.cache.stream(section.key, 0, section.length):
+        for piece in context.cache.stream(section.key, section.start, section.length):
             ctx.check()
             checker.feed(piece)
+            adler32 = zlib_ng.adler32(piece, adler32)
             writer.write(piece)
             ctx.progress(bytes=len(piece))
     except NotFound as error:
@@ -211,7 +239,7 @@ def _copy(context: Context, ctx: JobContext, writer: TapeWriter, section: Sectio
     checker.finish()
     writer.write(paxtar.padding(section.length))
     ctx.progress(files=len(section.slices))
-    return checker.bad
+    return checker.bad, zlib_ng.adler32(paxtar.END, adler32)
 
 
 def _without(
@@ -219,9 +247,10 @@ def _without(
 ) -> Done:
     """The others are planned anew; the lost one is a fault that is on record."""
     section = lost.section
-    found = gone(context.catalog, context.cache, section.blob_id, section.key, section.length)
+    found = gone(context.catalog, context.cache, section.blob_id, section.key, section.end)
     log.error("cache_object_lost", blob=section.blob_id, key=section.key, reason=found.reason)
-    bad = [placed for at, placed in section.slices if at + placed.length > found.size]
+    cut = found.size - section.start
+    bad = [placed for at, placed in section.slices if at + placed.length > cut]
     numbers = [placed.file_id for placed in bad] if found.size else []
     context.catalog.report_fault(section.blob_id, numbers, found.reason)
     context.catalog.release_aggregate(task.blob_id)
@@ -297,7 +326,7 @@ def _report_damage(context: Context, ctx: JobContext, layout: Layout, bad: set[i
 
 def _reads_well(context: Context, section: Section, at: int, placed: Placed) -> bool:
     digest = hashlib.sha256()
-    for piece in context.cache.stream(section.key, at, placed.length):
+    for piece in context.cache.stream(section.key, section.start + at, placed.length):
         digest.update(piece)
     return digest.digest() == placed.digest
 

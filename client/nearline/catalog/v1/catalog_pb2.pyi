@@ -773,6 +773,7 @@ class RecordBlobRequest(_message.Message):
         SIZE_FIELD_NUMBER: _builtins.int
         ADLER32_FIELD_NUMBER: _builtins.int
         STATE_FIELD_NUMBER: _builtins.int
+        PACK_ADLER32_FIELD_NUMBER: _builtins.int
         blob_id: _builtins.int
         """Number of the blob."""
         size: _builtins.int
@@ -781,6 +782,8 @@ class RecordBlobRequest(_message.Message):
         """Adler-32 of a tape blob; 0 for cache blobs."""
         state: _storage_pb2.Blob.State.ValueType
         """STORED for a cache blob, WRITTEN or SAFE for a tape blob."""
+        pack_adler32: _builtins.int
+        """Adler-32 of a cache blob whose bytes are not all files' (a pack has headers); 0: not known."""
         def __init__(
             self,
             *,
@@ -788,10 +791,11 @@ class RecordBlobRequest(_message.Message):
             size: _builtins.int = ...,
             adler32: _builtins.int = ...,
             state: _storage_pb2.Blob.State.ValueType = ...,
+            pack_adler32: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["adler32", b"adler32", "blob_id", b"blob_id", "size", b"size", "state", b"state"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["adler32", b"adler32", "blob_id", b"blob_id", "pack_adler32", b"pack_adler32", "size", b"size", "state", b"state"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

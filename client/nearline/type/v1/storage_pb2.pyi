@@ -265,7 +265,7 @@ class Blob(_message.Message):
     size: _builtins.int
     """Bytes in the blob; 0 while WRITING."""
     adler32: _builtins.int
-    """Adler-32 of a tape blob's bytes, verified with the server; 0 for cache blobs."""
+    """Adler-32 of the bytes: of a tape blob as verified with the server, of a pack in the cache as it was written; 0: not known."""
     holding_id: _builtins.int
     """Number of the holding whose files it holds."""
     files: _builtins.int
