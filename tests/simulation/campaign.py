@@ -17,6 +17,8 @@ class Summary:
     seeds: int = 0
     steps: int = 0
     seconds: float = 0.0
+    busy: float = 0.0
+    """Seconds of CPU."""
     simulated: float = 0.0
     """Seconds on the simulated clock."""
     seen: Counter[str] = field(default_factory=Counter)
@@ -27,7 +29,8 @@ class Summary:
         seen = ", ".join(f"{count:,} {what}" for what, count in sorted(self.seen.items()))
         return (
             f"{self.seeds:,} seeds, {self.steps:,} steps, {self.simulated / 3600:,.1f} simulated "
-            f"hours in {self.seconds:.1f} s; {seen}; {len(self.broken)} broken"
+            f"hours in {self.seconds:.1f} s ({self.busy:.1f} s of CPU); {seen}; "
+            f"{len(self.broken)} broken"
         )
 
     def failures(self) -> str:
@@ -40,7 +43,7 @@ class Summary:
 
 def simulate(seeds: Iterable[int]) -> Summary:
     """Run a history for each seed; goes on behind one that breaks an invariant."""
-    summary, began = Summary(), time.monotonic()
+    summary, began, busy = Summary(), time.monotonic(), time.process_time()
     for seed in seeds:
         simulation = Simulation(seed)
         try:
@@ -52,4 +55,5 @@ def simulate(seeds: Iterable[int]) -> Summary:
         summary.simulated += simulation.world.now
         summary.seen += simulation.ledger.seen
     summary.seconds = time.monotonic() - began
+    summary.busy = time.process_time() - busy
     return summary

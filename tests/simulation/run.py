@@ -108,14 +108,15 @@ class Simulation:
             self._crowd()
 
     def _crowd(self) -> None:
-        """One user asks for much, another gives up on as much, others ask for single tasks."""
+        """One asks for much, one gives up on as much, one comes late; others want little."""
         world, plans = self.world, self.plans
         plans.down_until = world.random.choice((0.0, 40.0, 60.0))
         self._later(0.5, self._submit, plans.crowd("hog", world.random.randint(100, 200)))
         other = plans.crowd("boar", 100)
         self._later(1.0, self._submit, other)
         self._later(world.random.uniform(5, 20), self._cancel, other)
-        for user in (*USERS, "boar", "boar"):
+        self._later(world.random.uniform(20, 60), self._submit, plans.crowd("newt", 50))
+        for user in (*USERS, *USERS, "boar", "boar"):
             request = plans.single(user)
             self._later(world.random.uniform(20, CALM), self._submit, request)
 
@@ -145,7 +146,7 @@ class Simulation:
 
     def _cancel(self, request: Request) -> None:
         replica = self.replica()
-        if replica is None:
+        if replica is None or request.spec.id not in self.ledger.numbers:
             raise Outage
         replica.database(self.ledger.cancel, request.spec.id)
         self.world.say("{} is cancelled", request.spec.id)

@@ -53,6 +53,8 @@ class Replica:
 
     def start(self) -> None:
         """Begin, or begin again after a stop."""
+        if self.up:
+            return
         self.up = True
         self._life += 1
         self._streams: dict[Link, Stream] = {}

@@ -11,6 +11,7 @@ SEEDS = 1000
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_invariants_hold_in_a_thousand_histories(capsys: pytest.CaptureFixture[str]) -> None:
     summary = simulate(range(SEEDS))
     with capsys.disabled():
