@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Numbers of the contract: `Attributes.Type`, `Blob.Tier` and `Blob.State`.
 _TYPES = {1: "-", 2: "d", 3: "l"}
 _CACHE = 1
-_SAFE = 4
+_SAFE, _LOST = 4, 7
 
 
 def show_holdings(holdings: Iterable[Holding]) -> None:
@@ -258,9 +258,12 @@ def _transaction_fields(each: Transaction) -> Iterator[tuple[str, str]]:
 
 
 def _location(location: Location) -> str:
+    tier = "cache" if location.tier == _CACHE else "tape"
+    if location.state == _LOST:
+        return f"{tier} (lost)"
     if location.tier == _CACHE:
-        return "cache"
-    return "tape" if location.state == _SAFE else "tape (not yet safe)"
+        return tier
+    return tier if location.state == _SAFE else f"{tier} (not yet safe)"
 
 
 def _of(used: int, most: int, shown: Callable[[int], str]) -> str:

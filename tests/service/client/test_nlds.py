@@ -158,6 +158,13 @@ def test_tables_show_nothing_that_a_terminal_obeys(gateway: Gateway, nlds: Nlds)
     assert lines[1].startswith(" 1  ")
 
 
+def test_find_tells_lost_copies(gateway: Gateway, nlds: Nlds) -> None:
+    copies = [{"tier": "CACHE", "state": "LOST"}, {"tier": "TAPE", "state": "LOST"}]
+    gateway.files = [File(path="/d/f", type="FILE", size=3, locations=copies)]  # type: ignore[arg-type]
+    assert "cache (lost), tape (lost)" in nlds("find").out
+    assert json.loads(nlds("find", "-j").out)["locations"] == copies
+
+
 def test_find_table_and_urls(gateway: Gateway, nlds: Nlds) -> None:
     gateway.files = [
         File(

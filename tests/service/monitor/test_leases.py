@@ -173,6 +173,13 @@ async def test_unique_work_is_left_out_while_it_is_open(database_config: Databas
         assert count.count == 6
         count = await one.stub.CountTasks(pb.CountTasksRequest(key="tape:1", kind=Task.CONFIRM))
         assert count.count == 1
+        [(task,)] = one.rows("SELECT id FROM task WHERE kind = %s", (Task.CONFIRM,))
+        for number, expected in ((task, 1), (task + 1000, 0)):
+            count = await one.stub.CountTasks(pb.CountTasksRequest(task_id=number))
+            assert count.count == expected
+        one.change("UPDATE task SET state = 5, ended_at = now() WHERE id = %s", (task,))
+        count = await one.stub.CountTasks(pb.CountTasksRequest(task_id=task))
+        assert count.count == 0
 
 
 @sync
