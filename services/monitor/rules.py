@@ -32,11 +32,11 @@ _FINAL = frozenset({
 
 # The phase of each kind of work, from the least to the most advanced.
 _PHASES: tuple[tuple[State, frozenset[int]], ...] = (
-    (Transaction.INDEXING, frozenset({Task.SCAN, Task.RESOLVE})),
+    (Transaction.INDEXING, frozenset({Task.SCAN, Task.RESOLVE, Task.VERIFY})),
     (Transaction.STAGING, frozenset({Task.STAGE, Task.RECALL})),
     (Transaction.TRANSFERRING, frozenset({Task.UPLOAD, Task.DOWNLOAD, Task.FINISH_DIRECTORIES})),
     (Transaction.ARCHIVING, frozenset({Task.PLAN_ARCHIVE, Task.ARCHIVE, Task.CONFIRM})),
-    (Transaction.DELETING, frozenset({Task.EVICT})),
+    (Transaction.DELETING, frozenset({Task.EVICT, Task.RECONCILE})),
 )
 
 _TAPE_KINDS = frozenset({
