@@ -1,7 +1,6 @@
 """The command line that every service has: ``python -m services.NAME [COMMAND] --config FILE``."""
 
 import argparse
-import ctypes
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
@@ -11,11 +10,9 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import structlog
 import uvloop
 
-from services.kit import crash, telemetry
+from services.kit import crash, memory, telemetry
 from services.kit.config import ConfigError, LogConfig, load
 
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
-_LARGE_BYTES = 1 << 20
 # Python's own 5 ms would let a thread that packs or parses hold up each step of every small call.
 _SWITCH_SECONDS = 0.0005
 
@@ -41,7 +38,7 @@ def main(
     Exits 0 at a regular end and 2 when the configuration cannot be used.
     """
     arguments = _parser(service, commands).parse_args()
-    _give_memory_back()
+    memory.tune()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         config = load(config_type, arguments.config)
@@ -55,17 +52,6 @@ def main(
         structlog.get_logger(__name__).error("configuration", why=str(error))
         sys.exit(2)
     sys.exit(0)
-
-
-def _give_memory_back() -> None:
-    """Have the buffers of transfers leave the process when they are freed.
-
-    glibc would raise its threshold with the first of them, and from then on keep each thread's.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc's alone
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        mallopt(_M_ARENA_MAX, 2)
 
 
 def _parser(service: str, commands: Mapping[str, Any]) -> argparse.ArgumentParser:

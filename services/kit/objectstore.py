@@ -22,6 +22,7 @@ from botocore.config import Config
 
 from services.kit.config import Count, SecretFile, Section
 from services.kit.errors import NearlineError, NotFound, ResourceExhausted
+from services.kit.memory import give_back
 from services.kit.objecterrors import (
     BROKEN_BODY,
     UPLOAD_GONE,
@@ -223,11 +224,12 @@ class ObjectStore:
     ) -> Iterator[bytes]:
         pending: deque[Future[bytes]] = deque()
         with ExitStack() as stack:
+            stack.callback(give_back)
             pool = ThreadPoolExecutor(readahead, thread_name_prefix="s3-read")
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             for piece in pieces:
                 pending.append(pool.submit(self.get_range, key, *piece))
-                if len(pending) >= readahead:
+                if len(pending) > readahead:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from nearline_client.names import MAX_COMPONENT_BYTES
 from services.kit.errors import PermissionDenied
+from services.kit.memory import WRITE_BYTES
 from services.transfer import restore
 from services.transfer.confined import Directories, join, split
 from services.transfer.credentials import Credentials, acting_as
@@ -271,7 +272,7 @@ class NewFile:
         rest = memoryview(data)
         with self._files.using():
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                rest = rest[os.write(self._descriptor, rest[:WRITE_BYTES]) :]
 
     def commit(self, metadata: Metadata) -> tuple[str, ...]:
         """Set the metadata and take the place at the path; return what could not be restored."""

@@ -25,6 +25,7 @@ from services.kit.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from services.kit.memory import WRITE_BYTES
 from services.tape.endpoint import (
     CHUNK_BYTES,
     TapeEntry,
@@ -163,7 +164,7 @@ class DirectoryWriter:
         view = memoryview(data).cast("B")
         with _mapped("write", self._path):
             while len(view):
-                count = self._stream.write(view[:CHUNK_BYTES])
+                count = self._stream.write(view[:WRITE_BYTES])
                 self._adler32 = zlib_ng.adler32(view[:count], self._adler32)
                 self._size += count
                 view = view[count:]

@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 from zlib_ng import zlib_ng
 
 from services.kit.errors import Aborted, NearlineError, Unavailable
+from services.kit.memory import WRITE_BYTES, give_back
 from services.tape.endpoint import CHUNK_BYTES, CHUNKS_IN_FLIGHT, TAPE, Written
 from services.tape.endpoints.xrootd_client import Status, check, failure
 
@@ -27,6 +28,8 @@ _REQUEST_SECONDS = 20
 # The client forgets the timeout of a request whose bytes are half in the socket of a frozen server:
 # nobody calls back until the connection breaks.
 _CALLBACK_SECONDS = 30.0
+# A server writes a request to its disk as it comes.
+_WRITES_IN_FLIGHT = CHUNKS_IN_FLIGHT * CHUNK_BYTES // WRITE_BYTES
 _VECTOR_MEMBER_BYTES = 2_097_136
 _VECTOR_MEMBERS = 1024
 _VECTOR_BYTES = 16 * 1024 * 1024
@@ -61,11 +64,11 @@ class XRootDWriter:
         """See `TapeWriter.write`."""
         view = memoryview(data).cast("B")
         while len(view):
-            part = bytes(view[: CHUNK_BYTES - self._filled])
+            part = bytes(view[: WRITE_BYTES - self._filled])
             view = view[len(part) :]
             self._parts.append(part)
             self._filled += len(part)
-            if self._filled == CHUNK_BYTES:
+            if self._filled == WRITE_BYTES:
                 self._flush()
 
     def commit(self) -> Written:
@@ -114,7 +117,7 @@ class XRootDWriter:
     def _flush(self) -> None:
         chunk = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts, self._filled = [], 0
-        self._await(lambda: self._flying < CHUNKS_IN_FLIGHT)
+        self._await(lambda: self._flying < _WRITES_IN_FLIGHT)
         self._send(chunk)
         self._adler32 = zlib_ng.adler32(chunk, self._adler32)
         self._sent += len(chunk)
@@ -218,6 +221,7 @@ class XRootDReader:
         finally:
             for ask in pending:  # the file must not be closed under a request
                 ask.wait()
+            give_back()
 
     def close(self) -> None:
         """See `TapeReader.close`."""
