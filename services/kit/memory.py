@@ -6,11 +6,11 @@ time than filling it. What is freed to the heap is there for the next one, until
 
 import ctypes
 
-WRITE_BYTES = 1 << 20
+WRITE_BYTES = 256 << 10
 """Most bytes to write to a file with one system call.
 
-For larger ones Linux looks for whole huge pages to cache them in. Where memory is fragmented, or is
-lent by a hypervisor that has to find them in turn, that takes ten times as long as the copying.
+Linux caches a write in pieces of memory as large as the write. A virtual machine may have to fetch
+those of 2 MiB and more from its host, which takes ten times as long as the copying.
 """
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Condition
 
 import pytest
 
@@ -222,6 +223,25 @@ def test_stream_gives_the_range(
     pieces = list(store.stream("ranges", offset, length, chunk=4 * MIB, readahead=readahead))
     assert b"".join(pieces) == data[offset : offset + length]
     assert all(len(piece) <= 4 * MIB for piece in pieces)
+
+
+def test_a_stream_reads_on_while_its_reader_is_busy(store: ObjectStore) -> None:
+    store.put("ahead", data_of(8 * MIB))
+    begun: list[int] = []
+    count = Condition()
+
+    def note(params: dict[str, str], **_: object) -> None:
+        with count:
+            begun.append(int(params["Range"].partition("=")[2].partition("-")[0]))
+            count.notify()
+
+    store._client.meta.events.register("provide-client-params.s3.GetObject", note)
+    stream = store.stream("ahead", 0, 8 * MIB, chunk=MIB, readahead=3)
+    next(stream)
+    with count:
+        assert count.wait_for(lambda: len(begun) == 4, 60), begun
+    assert sorted(begun) == [0, MIB, 2 * MIB, 3 * MIB]
+    list(stream)
 
 
 def test_a_stream_can_be_left_early(store: ObjectStore) -> None:

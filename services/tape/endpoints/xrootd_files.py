@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 from zlib_ng import zlib_ng
 
 from services.kit.errors import Aborted, NearlineError, Unavailable
-from services.kit.memory import WRITE_BYTES, give_back
+from services.kit.memory import give_back
 from services.tape.endpoint import CHUNK_BYTES, CHUNKS_IN_FLIGHT, TAPE, Written
 from services.tape.endpoints.xrootd_client import Status, check, failure
 
@@ -28,8 +28,9 @@ _REQUEST_SECONDS = 20
 # The client forgets the timeout of a request whose bytes are half in the socket of a frozen server:
 # nobody calls back until the connection breaks.
 _CALLBACK_SECONDS = 30.0
-# A server writes a request to its disk as it comes.
-_WRITES_IN_FLIGHT = CHUNKS_IN_FLIGHT * CHUNK_BYTES // WRITE_BYTES
+# A server writes a request to its disk as it comes, and smaller writes cost it less.
+_WRITE_BYTES = 1 << 20
+_WRITES_IN_FLIGHT = CHUNKS_IN_FLIGHT * CHUNK_BYTES // _WRITE_BYTES
 _VECTOR_MEMBER_BYTES = 2_097_136
 _VECTOR_MEMBERS = 1024
 _VECTOR_BYTES = 16 * 1024 * 1024
@@ -64,11 +65,11 @@ class XRootDWriter:
         """See `TapeWriter.write`."""
         view = memoryview(data).cast("B")
         while len(view):
-            part = bytes(view[: WRITE_BYTES - self._filled])
+            part = bytes(view[: _WRITE_BYTES - self._filled])
             view = view[len(part) :]
             self._parts.append(part)
             self._filled += len(part)
-            if self._filled == WRITE_BYTES:
+            if self._filled == _WRITE_BYTES:
                 self._flush()
 
     def commit(self) -> Written:
