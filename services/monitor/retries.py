@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection
 
@@ -93,6 +93,16 @@ def check_state(old: Book) -> None:
         )
 
 
+def check_left(old: Book, entries: Sequence[Entry]) -> None:
+    """Raise FailedPrecondition when nothing of what failed can be run again."""
+    if not entries:
+        raise FailedPrecondition(
+            "NOTHING_FAILED",
+            f"what failed in transaction {old.id} has no path any more: another put has taken it"
+            " over",
+        )
+
+
 def _again(spec: TransactionSpec, request: Request, id_: str) -> TransactionSpec:
     again = TransactionSpec()
     again.CopyFrom(spec)
@@ -109,8 +119,7 @@ def _make(connection: Connection, old: Book, spec: TransactionSpec, request: Req
     if book is None:  # Somebody else's transaction has taken an id that is not random.
         raise FailedPrecondition("RETRY_ID_TAKEN", f"{spec.id} is the id of another transaction")
     entries = list(_entries(connection, old, spec.id, request))
-    if not entries:
-        raise _nothing_to_name(old)
+    check_left(old, entries)
     # A scan counts what it meets; everything else was counted by the old transaction only.
     book.files_total = sum(entry.files for entry in entries)
     made = books.add_tasks(connection, book, entries)
@@ -154,13 +163,6 @@ def _met(request: Request, chunk: int) -> Entry:
 
 
 _TEMPLATES = ((True, _asked), (False, _met))
-
-
-def _nothing_to_name(old: Book) -> FailedPrecondition:
-    return FailedPrecondition(
-        "NOTHING_FAILED",
-        f"what failed in transaction {old.id} has no path any more: another put has taken it over",
-    )
 
 
 # What a task that was given up could not serve. `files` of a task that a replica without that

@@ -26,7 +26,7 @@ from tests.simulation.rows import (
 )
 
 TURNS = 6
-"""Tasks of another lane that may be served before a task that is alone in its lane."""
+"""Tasks of another lane that may be served before one that has no other open task in its lane."""
 
 
 class Violation(AssertionError):
@@ -77,6 +77,7 @@ class CheckedLedger(Ledger):
         self._beats: dict[str, float] = {}
         self._tasks: dict[int, History] = defaultdict(History)
         self._incomplete: set[Lease] = set()
+        self._retrying = False
         self._sums: dict[int, Sums] = defaultdict(Sums)
         self._wanted: set[tuple[str, bytes]] = set()
         self._unique: set[tuple[str, bytes]] = set()
@@ -296,6 +297,31 @@ class CheckedLedger(Ledger):
             self._wanted.update((spec.id, b"chunk %d" % n) for n in range(len(chunks)))
         return super().accept(spec, tasks, chunks, chunk_kind)
 
+    def retry(self, id_: str, asked_kind: int, met_task: pb.NewTask, chunk: int) -> str:
+        known, first = len(self.transactions), len(self.tasks)
+        self._retrying = True
+        try:
+            again = super().retry(id_, asked_kind, met_task, chunk)
+        finally:
+            self._retrying = False
+        if len(self.transactions) > known:
+            self._check_retry(self.transactions[self.numbers[id_]].book, again, first)
+        return again
+
+    def _check_retry(self, old: Book, again: str, first: int) -> None:
+        """It is about each file that failed, once."""
+        self.seen["retries"] += 1
+        new = self.transactions[self.numbers[again]]
+        self._sums[new.book.seq].total = new.book.files_total
+        files = new.book.files_total + sum(map(len, new.chunks))
+        require(files == old.files_failed, "{} is about {} files, {} failed", again, files,
+                old.files_failed)  # fmt: skip
+        of_old = {task.payload for task in self.of_transaction(old.seq)
+                  if task.state == TaskProto.FAILED}  # fmt: skip
+        for task in self.of_transaction(new.book.seq):
+            require(task.id > first, "{} has a task of before", again)
+            require(task.payload in of_old or task.chunk is not None, "{} did not fail", task)
+
     def _expect(self, home: str, new: pb.NewTask) -> None:
         name = (home, new.payload.split(b".")[0])
         require(name not in self._wanted, "{} was asked for twice", name)
@@ -308,6 +334,8 @@ class CheckedLedger(Ledger):
             home = "" if owner.seq is None else self.transactions[owner.seq].book.id
             chunk = entry.chunk
             part = entry.payload.split(b".")[0] if chunk is None else b"chunk %d" % chunk
+            if self._retrying:
+                self._wanted.add((home, part))
             require((home, part) in self._wanted, "nobody asked for {}", (home, part))
             require((home, part) not in self._made, "{} was made twice", (home, part))
             self._made.add((home, part))
@@ -322,7 +350,7 @@ class CheckedLedger(Ledger):
         super()._move(task, state)
         self.dirty = True
         if state == READY and task.key is None:
-            alone = all(t is task or t.lane != task.lane for t in self.in_state[READY].values())
+            alone = all(t is task or t.lane != task.lane for t in self._open_tasks())
             self._tasks[task.id].overtaken = Counter() if alone else None
 
     # After every step

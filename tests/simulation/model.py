@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from heapq import nsmallest
+from typing import Any
 
 from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.task_pb2 import Task as TaskProto
 from nearline.type.v1.transaction_pb2 import Transaction as TransactionProto
-from services.monitor import queueing, rules
+from services.monitor import retries, rules
 from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge_all
 from services.monitor.queueing import NOBODY, Entry, Owner, entry_of
 from services.monitor.rules import Ending, Limits, Verdict
+from tests.simulation.leftovers import leftovers
+from tests.simulation.queue import Queue
 from tests.simulation.rows import (
     BLOCKED,
     DELAYED,
@@ -24,8 +27,7 @@ from tests.simulation.rows import (
     LEASED,
     READY,
     Appetite,
-    Lane,
-    LaneName,
+    Counted,
     Lease,
     Leased,
     Schedule,
@@ -39,27 +41,23 @@ from tests.simulation.rows import (
 ANYTHING = Appetite()
 
 
-class Ledger:
+class Ledger(Queue):
     """All rows. ``jitter`` gives numbers in [0, 1); ``told`` hears of kinds that became ready."""
 
     def __init__(
         self, limits: Limits, jitter: Callable[[], float], told: Callable[[set[int]], None]
     ) -> None:
-        self.now = 0.0
+        super().__init__(told)
         self.limits = limits
-        self.tasks: dict[int, Task] = {}
         self.transactions: dict[int, Transaction] = {}
         self.numbers: dict[str, int] = {}
-        self.lanes: dict[LaneName, Lane] = {}
         self.workers: dict[str, Worker] = {}
         self.schedules: dict[str, Schedule] = {}
-        self.failures: dict[Lease, dict[int, tuple[str, str]]] = defaultdict(dict)
-        """Path and code by position, of leases whose failures arrived; uncounted ones too."""
-        self.counted: list[tuple[int | None, str, str]] = []
-        """Transaction, path and code of failures that users see."""
-        self.in_state: dict[int, dict[int, Task]] = defaultdict(dict)
+        self.failures: dict[Lease, dict[int, Counted]] = defaultdict(dict)
+        """By position, of leases whose failures arrived and are not counted."""
+        self.counted: list[Counted] = []
+        self._arrived = 0
         self._jitter = jitter
-        self._told = told
 
     # Requests
 
@@ -91,6 +89,27 @@ class Ledger:
             if task.state in (READY, DELAYED, BLOCKED):
                 self._stop(task, book)
         self._settle([book])
+
+    def retry(self, id_: str, asked_kind: int, met_task: pb.NewTask, chunk: int) -> str:
+        """Run again what failed, in ``chunk`` paths per task: the id of the one retry.
+
+        Raises FailedPrecondition.
+        """
+        old = self.transactions[self.numbers[id_]]
+        again = retries.retry_id(id_)
+        if again not in self.numbers:
+            retries.check_state(old.book)
+            entries, chunks = leftovers(self, old, asked_kind, entry_of(met_task), chunk)
+            retries.check_left(old.book, entries)
+            spec = pb.TransactionSpec()
+            spec.CopyFrom(old.spec)
+            spec.id = again
+            spec.ClearField("warnings")
+            book = self._open(spec, chunks).book
+            book.files_total = sum(entry.files for entry in entries)
+            self._add_tasks(book, entries)
+            self._settle([book])
+        return again
 
     def _stop(self, task: Task, book: Book) -> None:
         if task.state == BLOCKED:
@@ -247,9 +266,14 @@ class Ledger:
         )  # fmt: skip
 
     def _store(self, body: pb.WorkRequest.Failures) -> None:
-        stored = self.failures[body.lease.task_id, body.lease.token]
-        for n, failure in enumerate(body.failures):
-            stored.setdefault(body.first + n, (failure.path, failure.code))
+        task, token = body.lease.task_id, body.lease.token
+        for n, failure in enumerate(body.failures, body.first):
+            counted = self._failure(self.tasks[task].txn, failure.path, failure.code, task, token)
+            self.failures[task, token].setdefault(n, counted)
+
+    def _failure(self, *fields: Any) -> Counted:
+        self._arrived += 1
+        return Counted(*fields, number=self._arrived)
 
     def _end(self, image: TaskRow, report: Report) -> Effects:
         claimed = files_failed(report)
@@ -265,17 +289,18 @@ class Ledger:
                 del self.failures[lease]
         elif image.files_failed:
             stored = self.failures.pop((image.id, image.ended_token), {})
-            self.counted += [(image.txn, *stored[n]) for n in sorted(stored)]
+            self.counted += stored.values()
         if effects.given_up is not None and image.txn is not None:
             self._give_up(image, image.txn, effects.given_up[0])
 
     def _give_up(self, image: TaskRow, seq: int, code: str) -> None:
-        if image.chunk is None:
-            self.counted.append((seq, "", code))
-            return
         transaction = self.transactions[seq]
-        paths = transaction.chunks[image.chunk]
-        self.counted += [(seq, path, code) for path in paths]
+        paths = [""] if image.chunk is None else transaction.chunks[image.chunk]
+        self.counted += [
+            self._failure(seq, path, code, image.id, image.ended_token) for path in paths
+        ]
+        if image.chunk is None:
+            return
         image.files_failed += len(paths)
         transaction.book.files_failed += len(paths)
         transaction.book.files_total += len(paths)
@@ -385,19 +410,11 @@ class Ledger:
         each.task = None
         each.due_at = self.now + (0.0 if each.again else each.every)
 
-    # The queue
+    # Books
 
     def of_transaction(self, seq: int) -> list[Task]:
         """Its tasks in their order."""
         return [self.tasks[number] for number in self.transactions[seq].tasks]
-
-    def clock(self, kind: int) -> float:
-        """The virtual time that is served: of the next ready task, or of the furthest lane."""
-        ready = [task.order for task in self.in_state[READY].values() if task.kind == kind]
-        if ready:
-            return min(ready)[0]
-        places = [max(lane.vt, lane.again) for name, lane in self.lanes.items() if name[0] == kind]
-        return max(places, default=0.0)
 
     def _add_tasks(self, book: Book, entries: Iterable[Entry]) -> None:
         for task in self._enqueue(Owner(book.seq, book.user, book.group), list(entries)):
@@ -406,57 +423,6 @@ class Ledger:
                 book.blocked += 1
             else:
                 book.open_by_kind[task.kind] += 1
-
-    def _enqueue(self, owner: Owner, entries: list[Entry]) -> list[Task]:
-        names = {entry.key for entry in entries if entry.unique}
-        open_names = [(t.kind, t.key) for t in self._open_tasks() if t.key in names]
-        by_kind: dict[int, list[Entry]] = defaultdict(list)
-        for entry in queueing.without_open(entries, open_names):
-            by_kind[entry.kind].append(entry)
-        for kind in by_kind:
-            self.lanes.setdefault((kind, owner.user, owner.group), Lane())
-        starts = {kind: self._start(kind, owner) for kind in by_kind}
-        return [task for kind in sorted(by_kind)
-                for task in self._place(owner, kind, starts[kind], by_kind[kind])]  # fmt: skip
-
-    def _start(self, kind: int, owner: Owner) -> float:
-        return max(self.lanes[kind, owner.user, owner.group].vt, self.clock(kind))
-
-    def _place(self, owner: Owner, kind: int, start: float, entries: list[Entry]) -> list[Task]:
-        name = (kind, owner.user, owner.group)
-        times, following = queueing.place(entries, start)
-        if following > start:
-            self.lanes[name].vt = following
-        return [self._make(owner, name, e, vt) for e, vt in zip(entries, times, strict=True)]
-
-    def _make(self, owner: Owner, lane: LaneName, entry: Entry, vt: float) -> Task:
-        task = Task(
-            id=len(self.tasks) + 1, txn=owner.seq, kind=entry.kind, state=0, lane=lane, vt=vt,
-            cost=entry.cost, payload=entry.payload, key=entry.key, chunk=entry.chunk,
-            schedule=entry.schedule, files=entry.files,
-            not_before=self.now + entry.delay if entry.state == DELAYED else None,
-        )  # fmt: skip
-        self.tasks[task.id] = task
-        self._move(task, entry.state)
-        return task
-
-    def _requeue(self, tasks: Iterable[Task]) -> None:
-        """Give tasks that are not ready yet their turns."""
-        by_lane: dict[LaneName, list[Task]] = defaultdict(list)
-        for task in sorted(tasks, key=lambda task: task.order):
-            by_lane[task.lane].append(task)
-        starts = {name: max(self.lanes[name].again, self.clock(name[0])) for name in by_lane}
-        for name, back in by_lane.items():
-            times = rules.tags(starts[name], [task.cost for task in back])
-            for task, vt in zip(back, times, strict=True):
-                task.vt = vt
-            self.lanes[name].again = times[-1]
-
-    def _make_ready(self, tasks: Sequence[Task]) -> None:
-        self._requeue(tasks)
-        for task in tasks:
-            task.not_before = None
-            self._move(task, READY)
 
     def _settle(self, books: Iterable[Book]) -> None:
         """Release what waited for the end of all else, and find the states."""
@@ -468,16 +434,3 @@ class Ledger:
                 book.blocked = 0
             if not book.finished:
                 book.settle()
-
-    def _open_tasks(self) -> Iterable[Task]:
-        return (t for state in (READY, LEASED, DELAYED, BLOCKED)
-                for t in self.in_state[state].values())  # fmt: skip
-
-    def _move(self, task: Task, state: int) -> None:
-        if task.state in self.in_state:
-            self.in_state[task.state].pop(task.id, None)
-        task.state = state
-        if state not in ENDED:
-            self.in_state[state][task.id] = task
-        if state == READY:
-            self._told({task.kind})

@@ -94,7 +94,7 @@ class Plans:
             yield _fail(task, files, transient=not node.permanent, retry_after=after)
             return
         failed = self._chance.choice((0, 0, 0, self._chance.randint(0, files)))
-        yield from _failures(lease, number, failed, self._chance.random() < 0.5)
+        yield from _failures(lease, b"%d.%d" % (number, poll), failed, self._chance.random() < 0.5)
         if poll < node.polls:
             yield self._defer(lease, number, poll, files, failed)
         else:
@@ -198,10 +198,10 @@ def _fail(task: Leased, files: int, *, transient: bool, retry_after: float) -> p
     return pb.WorkRequest(fail=fail)
 
 
-def _failures(lease: pb.Lease, number: int, count: int, in_two: bool) -> Iterator[pb.WorkRequest]:
+def _failures(lease: pb.Lease, name: bytes, count: int, in_two: bool) -> Iterator[pb.WorkRequest]:
     cut = count // 2 if in_two else 0
     for first, end in ((0, cut), (cut, count)):
         if first < end:
-            found = [Failure(path=f"/{number}/{n}", code="GONE") for n in range(first, end)]
+            found = [Failure(path=f"/{name.decode()}/{n}", code="GONE") for n in range(first, end)]
             body = pb.WorkRequest.Failures(lease=lease, failures=found, first=first)
             yield pb.WorkRequest(failures=body)

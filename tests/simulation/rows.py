@@ -58,6 +58,18 @@ class Task:
         return self.vt, self.id
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A failure that users see; ``number`` is the order in which failures arrived."""
+
+    txn: int | None
+    path: str
+    code: str
+    task: int
+    token: int
+    number: int
+
+
 @dataclass(slots=True)
 class Lane:
     """How far it has asked: with new tasks, and with those that come back."""

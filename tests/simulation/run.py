@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
+from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.task_pb2 import Task
+from services.kit.errors import FailedPrecondition
 from services.monitor.rules import Limits
 from tests.simulation.checks import CheckedLedger, require
 from tests.simulation.plan import TAPE, TRANSFER, USERS, Plans, Request
@@ -143,6 +146,8 @@ class Simulation:
             self._later(world.random.uniform(0, 30), self._submit, request)
         if world.random.random() < 0.25:
             self._later(world.random.expovariate(1 / 15), self._cancel, request)
+        elif world.random.random() < 0.2:
+            self._later(CALM, self._retry, request)
 
     def _cancel(self, request: Request) -> None:
         replica = self.replica()
@@ -155,6 +160,21 @@ class Simulation:
         if self.world.random.random() < 0.3:
             again = self.plans.request(request.spec.identity.user, 1)
             self._later(1.0, self._submit, again)
+
+    def _retry(self, request: Request) -> None:
+        """Once the request has ended, have what failed run again; perhaps twice."""
+        world, id_ = self.world, request.spec.id
+        if self.ledger.numbers[id_] not in self.ledger.finished:
+            self._later(30.0, self._retry, request)
+            return
+        if (replica := self.replica()) is None:
+            raise Outage
+        with suppress(FailedPrecondition):
+            met = pb.NewTask(kind=Task.SCAN)
+            again = replica.database(self.ledger.retry, id_, Task.SCAN, met, 3)
+            world.say("{} is retried as {}", id_, again)
+            if world.random.random() < 0.3:
+                self._later(1.0, self._retry, request)
 
     # Faults
 

@@ -75,12 +75,17 @@ def modelled(ledger: Ledger) -> Snapshot:
             for name, s in ledger.schedules.items()
         ),
         "failures": sorted(
-            (id_of_any[seq] or "", path, code) for seq, path, code in ledger.counted
+            (id_of_any[f.txn] or "", f.path, f.code, f.task, f.token) for f in ledger.counted
         ),
         "uncounted": sorted(
-            (task, token, n, path, code)
+            (task, token, n, failure.path, failure.code)
             for (task, token), failures in ledger.failures.items()
-            for n, (path, code) in failures.items()
+            for n, failure in failures.items()
+        ),
+        "chunks": sorted(
+            (transaction.book.id, n, paths)
+            for transaction in ledger.transactions.values()
+            for n, paths in enumerate(transaction.chunks)
         ),
     }  # fmt: skip
 
@@ -136,7 +141,8 @@ _STORED = {
         SELECT name, kind, every_seconds, payload, task, again, extract(epoch FROM due_at)::float8
         FROM schedule""",
     "failures": """
-        SELECT coalesce(x.id::text, ''), path, code
+        SELECT coalesce(x.id::text, ''), path, code, task, token
         FROM failure f LEFT JOIN txn x ON x.seq = f.txn WHERE counted""",
+    "chunks": "SELECT transaction_id::text, chunk, paths FROM path_chunk",
     "uncounted": "SELECT task, token, position, path, code FROM failure WHERE NOT counted",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -14,8 +14,9 @@ from nearline.type.v1.identity_pb2 import Identity
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Failure, Transaction
 from services.kit.db import Database
+from services.kit.errors import FailedPrecondition
 from services.kit.jobs import seconds
-from services.monitor import leases, results, schedules, submissions, transactions
+from services.monitor import leases, results, retries, schedules, submissions, transactions
 from services.monitor.book import Report, report_of
 from services.monitor.config import LedgerConfig
 from services.monitor.leases import Registration
@@ -80,6 +81,20 @@ class StorePair:
             id_ = random.choice(sorted(self.model.numbers))
             self.database.write_sync(transactions.cancel, id_, pb.Visibility())
             self.model.cancel(id_)
+
+    def retry(self, random: Random) -> None:
+        """What failed in any transaction, if it has ended and something failed."""
+        if not self.model.numbers:
+            return
+        id_ = random.choice(sorted(self.model.numbers))
+        old = self.model.transactions[self.model.numbers[id_]].spec
+        request = retries.Request(
+            id=id_, identity=old.identity, asked_kind=Task.SCAN,
+            met_task=pb.NewTask(kind=Task.UPLOAD, payload=b"met", cost=4),
+        )  # fmt: skip
+        expected = _answer(self.model.retry, id_, request.asked_kind, request.met_task, CHUNK)
+        found = _answer(self.database.write_sync, retries.retry, id_, request, CONFIG)
+        assert found == expected
 
     # Workers
 
@@ -227,7 +242,7 @@ class StorePair:
 
 
 ACTIONS = (
-    "submit", "cancel", "hello", "heartbeat", "lease", "report", "report_late_or_again",
+    "submit", "cancel", "retry", "hello", "heartbeat", "lease", "report", "report_late_or_again",
     "serve_in_part", "fail_and_try_again", "time_passes", "wake", "sweep", "schedule",
 )  # fmt: skip
 
@@ -283,6 +298,14 @@ def _failures(task: int, token: int, first: int, count: int) -> pb.WorkRequest.F
     failed = [Failure(path=f"/{task}/{first + n}", code="GONE", reason="") for n in range(count)]
     lease = pb.Lease(task_id=task, token=token)
     return pb.WorkRequest.Failures(lease=lease, failures=failed, first=first)
+
+
+def _answer(call: Callable[..., str], *args: Any) -> str:
+    """What ``call`` returns, or why it refuses."""
+    try:
+        return call(*args)
+    except FailedPrecondition as refused:
+        return refused.reason
 
 
 def _comparable(taken: Any) -> tuple[object, ...]:

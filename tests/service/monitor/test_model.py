@@ -17,7 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 
 from services.kit.config import DatabaseConfig
 from services.kit.db import Database
-from services.monitor import results, submissions
+from services.monitor import results, retries, submissions
 from tests.service.monitor.modelrig import agree, simulated_clock
 from tests.service.monitor.storepair import ACTIONS, CHUNK, StorePair
 
@@ -30,7 +30,8 @@ def database(
     database_config: DatabaseConfig, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Database]:
     """With small chunks, and without jitter."""
-    monkeypatch.setattr(submissions, "CHUNK", CHUNK)
+    for module in (submissions, retries):
+        monkeypatch.setattr(module, "CHUNK", CHUNK)
     monkeypatch.setattr(results, "random", SimpleNamespace(random=lambda: 0.5))
     made = simulated_clock(database_config)
     yield made
