@@ -176,7 +176,10 @@ def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
     if state in (Blob.WRITTEN, Blob.SAFE):
         return _recorded(context, task)
     if state == Blob.WRITING:
-        context.catalog.release_aggregate(task.blob_id)
+        try:
+            context.catalog.release_aggregate(task.blob_id)
+        except FailedPrecondition:
+            return _recorded(context, task)  # The attempt before has sealed it just now.
     crash.point("tape.archive.released")
     context.tape.remove(task.key)
     try:
