@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.soak.history import History
 from tests.soak.report import Report
 from tests.soak.rig import Rig, running_rig
-from tests.soak.run import SHORT, Run
+from tests.soak.run import DRAIN_SECONDS, SHORT, Run
 from tests.soak.schedule import QUICK, STEADY, schedule
 
 
@@ -25,17 +25,17 @@ def main() -> int:
         return 0
     place = arguments.output / f"seed-{arguments.seed}"
     shutil.rmtree(place, ignore_errors=True)
-    report = _soak(arguments.seed, seconds, place)
+    report = _soak(arguments, seconds, place)
     (place / "report.txt").write_text(report.text() + "\n")
     print(report.text())
     return 1 if report.violations else 0
 
 
-def _soak(seed: int, seconds: float, place: Path) -> Report:
+def _soak(arguments: argparse.Namespace, seconds: float, place: Path) -> Report:
     history = History(place / "history.jsonl", say=lambda text: print(text, flush=True))
     with running_rig() as rig:
         try:
-            return Run(rig, seed, seconds, history).run()
+            return Run(rig, arguments.seed, seconds, history, arguments.drain).run()
         finally:
             history.close()
             _keep_logs(rig, place)
@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=20.0, help="how long things go wrong")
     parser.add_argument(
         "--seed", type=int, default=random.randrange(10**6), help="decides faults and choices"
+    )
+    parser.add_argument(
+        "--drain", type=float, default=DRAIN_SECONDS, help="seconds to come to rest afterwards"
     )
     parser.add_argument("--output", type=Path, default=Path("build/soak"))
     parser.add_argument("--plan", action="store_true", help="print the schedule, start nothing")

@@ -94,7 +94,8 @@ def _row(row: Mapping[str, Any], failures: int) -> Iterator[str]:
         return
     if done + failed > total or (state != "CANCELLED" and done + failed != total):
         yield f"{state} with {done} done and {failed} failed of {total} files"
-    if failures > failed:
+    # A task without files that is given up says why too.
+    if failures > failed + row["tasks_failed"]:
         yield f"{failures} failures are on record, but {failed} files count as failed"
     has_failed = bool(failed or row["tasks_failed"])
     if state in ("COMPLETE", "COMPLETE_WITH_WARNINGS") and has_failed:
@@ -283,20 +284,21 @@ def _orphans(evidence: Evidence) -> Iterator[str]:
             if key not in _PROBES and (blob is None or not is_allowed(blob)):
                 state = "unknown" if blob is None else Blob.State.Name(blob["state"])
                 yield f"{where}: {key} belongs to nothing (blob: {state})"
+    for key in world.uploads:
+        yield f"cache: an upload of {key} is left unfinished"
 
 
 def is_allowed(blob: Mapping[str, Any]) -> bool:
-    """Whether bytes of this blob may lie somewhere once everything is quiet.
+    """Whether bytes of this blob may lie somewhere once nothing is left to reconcile.
 
-    Besides readable ones: what dead attempts left has a name (WRITING, REMOVING) and is removed
-    when it is old, and what was declared bad (LOST) is kept for the operators to look at.
+    Besides readable ones: what was declared bad and not replaced yet is kept for the operators.
     """
-    return blob["state"] in (*READABLE, Blob.WRITING, Blob.REMOVING, Blob.LOST)
+    return blob["state"] in (*READABLE, Blob.LOST)
 
 
 def leftovers(world: World) -> Counter[str]:
     """What is allowed to lie about, by kind: for the report."""
-    counts = Counter(unfinished_uploads=len(world.uploads))
+    counts: Counter[str] = Counter()
     for blob in world.catalog.blobs.values():
         there = world.objects if blob["tier"] == Blob.CACHE else world.tape
         if blob["key"] in there and blob["state"] not in READABLE:

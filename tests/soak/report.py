@@ -46,7 +46,7 @@ class Report:
             yield f"not covered: {what}: {why}"
         yield "not covered: the clock of the machine; jumps are made in the ledger's database"
         if any(self.leftovers.values()):
-            yield f"left behind by name, to be removed when old: {_counted(self.leftovers)}"
+            yield f"left for the operators to look at: {_counted(self.leftovers)}"
         yield f"history: {self.history}"
         for violation in self.violations:
             yield f"VIOLATION ({violation.invariant}) {violation.text}"
@@ -63,7 +63,7 @@ class Report:
         return {**faults, "connections cut or held": cut}
 
     def _asked(self) -> dict[str, int]:
-        names = ("accepted", "refused", "unanswered", "cancel", "retried", "repeated", "ended")
+        names = ("accepted", "refused", "unanswered", "cancel", "repeated", "ended", "orphan")
         return {name: self.events.get(name, 0) for name in names}
 
 

@@ -18,9 +18,13 @@ from deploy.local.stack import Stack
 from deploy.local.toml import Table, merged
 from deploy.local.xrootd.layout import EXPORT
 from deploy.local.xrootd.library.store import COPY
+from nearline.tape.v1.tape_pb2 import Orphan, ReconcileRequest
+from nearline.tape.v1.tape_pb2_grpc import TapeServiceStub
 from nearline.type.v1.storage_pb2 import Blob
 from nearline_client import Client
 from nearline_client.calls import Timing
+from services.kit.channel import sync_channel
+from services.kit.config import PeerConfig, SecretFile, TlsConfig
 from services.kit.crash import VARIABLE
 from tests.fixtures.parts import temporary_directory
 from tests.fixtures.stack import QUICK
@@ -33,6 +37,7 @@ _PORTS = {"seaweed": "seaweed-s3"}
 _SIZES = {"target": 256 * MIB, "cache": 4096 * MIB, "tape": 6144 * MIB}
 # So little is left on a full disk.
 _ROOM = 64 << 10
+_RECONCILE_SECONDS = 120.0
 
 # A client that is told soon, and asks again by itself: the traffic wants to see what is answered.
 _TIMING = Timing(deadline=20.0, opening=5.0, interrupted=5.0)
@@ -153,6 +158,17 @@ class Rig:
         except StackError:
             self._start_again_what_is_ill()
             self.up()
+
+    def reconcile(self) -> list[Orphan]:
+        """Have what has no owner removed, as an operator would ask when nothing runs."""
+        site = self.stack.site
+        files = site.authority.credentials("operator")
+        tls = TlsConfig(cert=files.certificate, key=SecretFile(files.key), ca=files.authority)
+        with sync_channel(PeerConfig(address=site.address("tape"), tls=tls)) as channel:
+            answers = TapeServiceStub(channel).Reconcile(
+                ReconcileRequest(grace_seconds=1), timeout=_RECONCILE_SECONDS
+            )
+            return [orphan for answer in answers for orphan in answer.orphans]
 
     def close(self) -> None:
         """Close the links."""

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
+import grpc
 import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 
 from deploy.local.errors import StackError
 from deploy.local.wait import wait_until
+from nearline.tape.v1.tape_pb2 import Orphan
 from nearline_client import ServiceError
 from tests.soak import observe
 from tests.soak.checker import Evidence, Violation, check, leftovers
@@ -37,8 +39,16 @@ _AWAY = (psycopg2.Error, ServiceError, BotoCoreError, ClientError, OSError)
 class Run:
     """One run on a rig that is up; several may follow each other."""
 
-    def __init__(self, rig: Rig, seed: int, seconds: float, history: History) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        seed: int,
+        seconds: float,
+        history: History,
+        drain: float = DRAIN_SECONDS,
+    ) -> None:
         self._rig = rig
+        self._drain = drain
         self._seed = seed
         self._seconds = seconds
         self._history = history
@@ -65,6 +75,8 @@ class Run:
             self._settle("everything that was asked for ends and goes to tape", self._unfinished)
             say("reading everything back")
             self._read_back()
+            say("removing what has no owner")
+            self._reconcile()
         world = self._look_late()
         evidence = self._evidence(world)
         return self._report(check(evidence), evidence)
@@ -104,26 +116,29 @@ class Run:
             return left
 
         try:
-            wait_until(probe, what, DRAIN_SECONDS)
+            wait_until(probe, what, self._drain)
         except StackError as error:
             self._history.tell(f"not settled: {error}")
 
     def _unfinished(self) -> str | None:
-        if open_now := [r for user in self._users for r in user.open]:
-            return f"{len(open_now)} requests are open, {open_now[0].action} {open_now[0].id}"
-        ledger = observe.ledger(self._rig)
-        if running := ledger.running:
-            return f"{len(running)} transactions run: {ledger.open_tasks[:5]}"
+        """What is not over, or not safe on tape."""
+        if busy := self._busy():
+            return busy
         if unsafe := observe.waiting_for_tape(self._rig):
             return f"{unsafe} blobs are not safe on tape"
         return None
 
-    def _idle(self) -> str | None:
-        if open_now := [r for user in self._users for r in user.open]:
-            return f"{len(open_now)} requests are open, {open_now[0].action} {open_now[0].id}"
+    def _busy(self) -> str | None:
+        """Who still waits for what."""
+        open_now = [f"{r.action} {r.id}" for user in self._users for r in user.open]
         ledger = observe.ledger(self._rig)
-        busy = [*ledger.running, *(f"task {task}" for task in ledger.open_tasks)]
-        return f"{len(busy)} are busy: {busy[0]}" if busy else None
+        if not (open_now or ledger.running or ledger.open_tasks):
+            return None
+        tasks = [f"{task}" for task in ledger.open_tasks]
+        return (
+            f"{len(open_now)} requests {open_now[:3]}, {len(ledger.running)} transactions,"
+            f" {len(tasks)} tasks {tasks[:3]}"
+        )
 
     def _read_back(self) -> None:
         """Get every stored file of every user; half of the holdings from tape."""
@@ -141,10 +156,24 @@ class Run:
         }
         for number in sorted(even):
             by_name["carol"].evict_now(number)
-        self._settle("eviction", self._idle)
+        self._settle("eviction", self._busy)
         for (name, number), puts in by_holding.items():
             by_name[name].read_back(number, puts)
-        self._settle("reading back", self._idle)
+        self._settle("reading back", self._busy)
+
+    def _reconcile(self) -> None:
+        """Leave nothing for the reconciler to do; it leaves young things alone."""
+
+        def probe() -> str | None:
+            found = [o for o in self._rig.reconcile() if o.action != Orphan.REPORTED]
+            for orphan in found:
+                self._history.add("orphan", name=orphan.name, why=orphan.why)
+            return f"{len(found)} were found" if found else None
+
+        try:
+            wait_until(probe, "nothing without an owner", self._drain)
+        except (StackError, grpc.RpcError) as error:
+            self._history.tell(f"not reconciled: {error}")
 
     def _look_late(self) -> observe.World:
         """The world once it is quiet, and what cancelled requests may have changed late."""
