@@ -6,6 +6,7 @@ A person may have brought back the tape file, the bucket or its disk; the bytes 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from prometheus_client import Counter
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
 from services.kit.catalogclient import Blob
-from services.kit.errors import NearlineError, NotFound, Unavailable
+from services.kit.errors import FailedPrecondition, NearlineError, NotFound, Unavailable
 from services.kit.jobs import Done, Job, JobContext
 from services.kit.objecterrors import OBJECT_TRUNCATED
 from services.tape.context import Context
@@ -69,21 +70,20 @@ def check_faults(
 
 
 def _check(context: Context, faults: Sequence[Fault], stage: bool) -> Checked:
-    first = faults[0]
+    first, count, trouble = faults[0], 0, ""
+    look = _in_cache if first.tier == Blob.CACHE else partial(_on_tape, stage=stage)
     try:
-        if first.tier == Blob.CACHE:
-            seen = _in_cache(context, faults)
-        else:
-            seen = _on_tape(context, faults, stage)
-    except (NotFound, Unavailable) as error:
-        seen = _Seen(trouble=error.message)
-    if seen.good:
-        count = context.catalog.reinstate(first.blob_id, seen.good, seen.state)
-        _REINSTATED.labels(Blob.Tier.Name(first.tier).lower()).inc(count)
-    bad, trouble = len(faults) - len(seen.good), seen.trouble
-    if bad and not trouble:
-        trouble = f"{bad} copies do not match their digests"
-    return Checked(first.blob_id, first.key, len(faults), len(seen.good), trouble)
+        seen = look(context, faults)
+        trouble = seen.trouble
+        if seen.good:
+            count = context.catalog.reinstate(first.blob_id, seen.good, seen.state)
+    # Missing, not there for now, dropped from the buffer, or replaced and going in this moment.
+    except (NotFound, Unavailable, FailedPrecondition) as error:
+        trouble = error.message
+    _REINSTATED.labels(Blob.Tier.Name(first.tier).lower()).inc(count)
+    if not trouble and count < len(faults):
+        trouble = f"{len(faults) - count} copies do not match their digests"
+    return Checked(first.blob_id, first.key, len(faults), count, trouble)
 
 
 class _Seen(NamedTuple):
@@ -101,7 +101,7 @@ def _in_cache(context: Context, faults: Sequence[Fault]) -> _Seen:
     return _Seen(_good(faults, lambda at, size: context.cache.stream(key, at, size)))
 
 
-def _on_tape(context: Context, faults: Sequence[Fault], stage: bool) -> _Seen:
+def _on_tape(context: Context, faults: Sequence[Fault], *, stage: bool) -> _Seen:
     key = faults[0].key
     (state,) = context.tape.stat([key])
     if not state.exists:

@@ -95,17 +95,17 @@ def test_a_read_that_went_wrong_once_costs_nothing(store: TapeStore) -> None:
     assert {path: store.content(number) for path, number in numbers.items()} == files
 
 
-def test_a_bad_tape_copy_is_written_again_from_the_cache(either: TapeStore) -> None:
+def test_a_bad_tape_copy_is_written_again_from_the_cache(store: TapeStore) -> None:
     files = contents(1000, 2000)
-    put, numbers = either.put(files)
-    tape = either.to_tape(put)
-    either.client.report_fault(tape.id, [numbers["/data/0"]], "found bad by hand")
-    again = either.to_tape(put)
+    put, numbers = store.put(files)
+    tape = store.to_tape(put)
+    store.client.report_fault(tape.id, [numbers["/data/0"]], "found bad by hand")
+    again = store.to_tape(put)
     assert again.state == Blob.SAFE
-    assert either.open_faults() == []
-    (file,) = either.catalog.files([numbers["/data/0"]])
+    assert store.open_faults() == []
+    (file,) = store.catalog.files([numbers["/data/0"]])
     assert file.slices[1].blob_id == again.id
-    (other,) = either.catalog.files([numbers["/data/1"]])
+    (other,) = store.catalog.files([numbers["/data/1"]])
     assert other.slices[1].blob_id == tape.id
 
 
@@ -170,37 +170,37 @@ def test_a_confirmation_waits_for_a_file_that_is_not_shown(store: TapeStore) -> 
 # -- in the cache
 
 
-def test_damaged_objects_do_not_reach_tape(either: TapeStore) -> None:
-    put, numbers = either.put(contents(1000, 2000, 200_000))
+def test_damaged_objects_do_not_reach_tape(store: TapeStore) -> None:
+    put, numbers = store.put(contents(1000, 2000, 200_000))
     for path in ("/data/1", "/data/2"):
-        (blob,) = either.cache_blobs(numbers[path])
-        either.flip(blob, numbers[path])
-    _, ran = either.archive(put)
+        (blob,) = store.cache_blobs(numbers[path])
+        store.flip(blob, numbers[path])
+    _, ran = store.archive(put)
     assert {path: code for path, (code, _) in ran.failures.items()} == {
         "/data/1": "CACHE_COPY_DAMAGED",
         "/data/2": "CACHE_COPY_DAMAGED",
     }
-    assert either.tiers(numbers["/data/0"]) == [Blob.CACHE, Blob.TAPE]
-    assert either.tiers(numbers["/data/1"]) == either.tiers(numbers["/data/2"]) == []
-    assert all(fault.lost for fault in either.open_faults())
-    assert len(either.open_faults()) == 2
+    assert store.tiers(numbers["/data/0"]) == [Blob.CACHE, Blob.TAPE]
+    assert store.tiers(numbers["/data/1"]) == store.tiers(numbers["/data/2"]) == []
+    assert all(fault.lost for fault in store.open_faults())
+    assert len(store.open_faults()) == 2
 
 
-def test_damaged_headers_do_not_reach_tape(either: TapeStore) -> None:
+def test_damaged_headers_do_not_reach_tape(store: TapeStore) -> None:
     """What no digest covers: `tar` must be able to read what is on tape."""
     files = contents(1000, 0, 2000, 200_000)
-    put, numbers = either.put(files)
-    (large, pack) = sorted(either.cache_blobs(*numbers.values()), key=lambda blob: blob.format)
-    data = bytearray(either.cache.get_range(pack.key, 0, pack.size))
+    put, numbers = store.put(files)
+    (large, pack) = sorted(store.cache_blobs(*numbers.values()), key=lambda blob: blob.format)
+    data = bytearray(store.cache.get_range(pack.key, 0, pack.size))
     data[5] ^= 1
-    either.cache.put(pack.key, data)
-    tape = either.to_tape(put, evict=True)
-    assert either.open_faults() == []
-    with tarfile.open(either.disk.root / tape.key) as tar:
+    store.cache.put(pack.key, data)
+    tape = store.to_tape(put, evict=True)
+    assert store.open_faults() == []
+    with tarfile.open(store.disk.root / tape.key) as tar:
         found = {member.name: tar.extractfile(member) for member in tar if member.name[0] != "."}
         assert {f"/{name}": file and file.read() for name, file in found.items()} == files
-    assert either.recall(tape, numbers.values()).failures == {}
-    assert {path: either.content(number) for path, number in numbers.items()} == files
+    assert store.recall(tape, numbers.values()).failures == {}
+    assert {path: store.content(number) for path, number in numbers.items()} == files
     assert large.size == 200_000
 
 

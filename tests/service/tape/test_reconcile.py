@@ -167,47 +167,47 @@ def test_unfinished_uploads_go_with_their_blobs(store: TapeStore) -> None:
         upload.abort()
 
 
-def test_interrupted_removals_and_abandoned_claims_are_finished(either: TapeStore) -> None:
-    put, _ = either.put(contents(1000))
-    tape = either.to_tape(put)
-    (cached,) = either.client.claim_eviction(put.holding.id, 0)
-    other, _ = either.put(contents(2000))
-    (waiting,) = [w for w in either.client.archivable(0) if w.holding.id == other.holding.id]
+def test_interrupted_removals_and_abandoned_claims_are_finished(store: TapeStore) -> None:
+    put, _ = store.put(contents(1000))
+    tape = store.to_tape(put)
+    (cached,) = store.client.claim_eviction(put.holding.id, 0)
+    other, _ = store.put(contents(2000))
+    (waiting,) = [w for w in store.client.archivable(0) if w.holding.id == other.holding.id]
     sources = [blob.id for blob in waiting.blobs]
-    claim = either.client.claim_aggregate(other.holding.id, sources, "key").blob
-    with either.tape.create(claim.key) as writer:
+    claim = store.client.claim_aggregate(other.holding.id, sources, "key").blob
+    with store.tape.create(claim.key) as writer:
         writer.write(b"all but recorded")
         writer.commit()
-    either.ledger.open_keys = {f"archive:{claim.id}"}
-    assert found(either.orphans(dry_run=True)) == {("BLOB", cached.key, "REPORTED")}
-    either.ledger.open_keys = set()
-    assert either.orphans(grace=DAY) == []
-    assert found(either.orphans()) == {
+    store.ledger.open_keys = {f"archive:{claim.id}"}
+    assert found(store.orphans(dry_run=True)) == {("BLOB", cached.key, "REPORTED")}
+    store.ledger.open_keys = set()
+    assert store.orphans(grace=DAY) == []
+    assert found(store.orphans()) == {
         ("BLOB", cached.key, "REMOVED"),
         ("BLOB", claim.key, "REMOVED"),
     }
-    assert cached.key not in either.objects()
-    assert either.tape_files() == {tape.key}
-    assert {either.blob(n).state for n in (cached.id, claim.id)} == {Blob.REMOVED}
-    assert either.to_tape(other).state == Blob.SAFE
+    assert cached.key not in store.objects()
+    assert store.tape_files() == {tape.key}
+    assert {store.blob(n).state for n in (cached.id, claim.id)} == {Blob.REMOVED}
+    assert store.to_tape(other).state == Blob.SAFE
 
 
-def test_bad_objects_and_tape_files_go_once_they_are_replaced(either: TapeStore) -> None:
-    put, numbers = either.put(contents(1000))
-    (cached,) = either.cache_blobs(*numbers.values())
-    bad = either.to_tape(put)
-    either.client.report_fault(bad.id, [], "bad")
-    assert either.orphans() == [], "its cache copy is not safe yet"
-    good = either.to_tape(put)
-    either.client.report_fault(cached.id, [], "bad")
-    assert found(either.orphans(dry_run=True)) == {
+def test_bad_objects_and_tape_files_go_once_they_are_replaced(store: TapeStore) -> None:
+    put, numbers = store.put(contents(1000))
+    (cached,) = store.cache_blobs(*numbers.values())
+    bad = store.to_tape(put)
+    store.client.report_fault(bad.id, [], "bad")
+    assert store.orphans() == [], "its cache copy is not safe yet"
+    good = store.to_tape(put)
+    store.client.report_fault(cached.id, [], "bad")
+    assert found(store.orphans(dry_run=True)) == {
         ("REPLACED_BLOB", bad.key, "REPORTED"),
         ("REPLACED_BLOB", cached.key, "REPORTED"),
     }
-    assert either.orphans(grace=DAY) == []
-    assert names(either.orphans()) == {bad.key, cached.key}
-    assert (either.objects(), either.tape_files()) == (set(), {good.key})
-    assert either.open_faults() == []
+    assert store.orphans(grace=DAY) == []
+    assert names(store.orphans()) == {bad.key, cached.key}
+    assert (store.objects(), store.tape_files()) == (set(), {good.key})
+    assert store.open_faults() == []
 
 
 def test_what_is_on_tape_counts_as_safe_though_nobody_asks(either: TapeStore) -> None:
