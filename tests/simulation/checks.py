@@ -368,15 +368,18 @@ class CheckedLedger(Ledger):
             else:
                 open_by_kind[task.txn][task.kind] += 1
         for seq, transaction in self.transactions.items():
-            self._verify_book(transaction.book, open_by_kind[seq], blocked[seq])
+            if seq in self.finished:
+                self._verify_finished(transaction.book, seq in open_by_kind or seq in blocked)
+            else:
+                self._verify_book(transaction.book, open_by_kind[seq], blocked[seq])
         held = {task.id: (task.token, task.holder) for task in self.in_state[LEASED].values()}
         require(held == self._leases, "leases {} are not {}", held, self._leases)
 
+    def _verify_finished(self, book: Book, has_work: bool) -> None:
+        require(_row(book) == self.finished[book.seq], "{} changed after its end", book.id)
+        require(not has_work, "{} has work after its end", book.id)
+
     def _verify_book(self, book: Book, open_by_kind: Counter[int], blocked: int) -> None:
-        if book.seq in self.finished:
-            require(_row(book) == self.finished[book.seq], "{} changed after its end", book.id)
-            require(not open_by_kind and not blocked, "{} has work after its end", book.id)
-            return
         require(+book.open_by_kind == open_by_kind, "{} miscounts its tasks", book.id)
         require(book.blocked == blocked, "{} miscounts its blocked tasks", book.id)
         sums = self._sums[book.seq]

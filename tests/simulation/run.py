@@ -36,7 +36,7 @@ class Simulation:
         self.world = world = World(seed, CALM, trace)
         self.plans = Plans(world.random)
         self.ledger = CheckedLedger(LIMITS, world.random.random, self._told, lease_seconds=LEASE)
-        self.ledger.declare("plan", Task.PLAN_ARCHIVE, 40.0)
+        self.ledger.declare("plan", Task.PLAN_ARCHIVE, 60.0)
         self.replicas = [Replica(world, self.ledger, f"r{n}") for n in range(2)]
         self._processes = 0
         self.workers: list[WorkerProcess] = []
@@ -147,7 +147,7 @@ class Simulation:
         if world.random.random() < 0.25:
             self._later(world.random.expovariate(1 / 15), self._cancel, request)
         elif world.random.random() < 0.2:
-            self._later(CALM, self._retry, request)
+            self._later(CALM / 2, self._retry, request)
 
     def _cancel(self, request: Request) -> None:
         replica = self.replica()
@@ -165,7 +165,7 @@ class Simulation:
         """Once the request has ended, have what failed run again; perhaps twice."""
         world, id_ = self.world, request.spec.id
         if self.ledger.numbers[id_] not in self.ledger.finished:
-            self._later(30.0, self._retry, request)
+            self._later(10.0, self._retry, request)
             return
         if (replica := self.replica()) is None:
             raise Outage
