@@ -13,6 +13,7 @@ import errno
 import json
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -175,7 +176,11 @@ class TapeLibrary:
             path = self._recalls.get()
             settings = self._settings()
             time.sleep(settings.seek + (settings.mount if time.monotonic() > mounted_until else 0))
-            self._recall(path)
+            try:
+                self._recall(path)
+            except sqlite3.Error as error:  # The disk is full: the request stays on record.
+                log.warning("recall of %r: %s", path, error)
+                self._agenda.after(settings.retry_delay, partial(self._recalls.put, path))
             mounted_until = time.monotonic() + settings.dismount_after
 
     def _recall(self, path: str) -> None:
@@ -214,15 +219,21 @@ class TapeLibrary:
             return
         except OSError as error:
             log.warning("migration of %r: %s", path, error)
-            self._note_error(path, f"archive failed: {error.strerror or error}")
+            # First: on a full disk the note may fail too.
             self._plan_migration(path, self._settings().retry_delay)
+            self._note_error(path, f"archive failed: {error.strerror or error}")
             return
         if done:
             self._migrated(path)
 
     def _migrated(self, path: str) -> None:
         log.info("migrated %r", path)
-        self._note_error(path, "")
+        try:
+            self._note_error(path, "")
+        except sqlite3.Error as error:
+            log.warning("note of %r: %s", path, error)
+            self._agenda.after(self._settings().retry_delay, partial(self._migrated, path))
+            return
         if self._settings().evict_after_migrate:
             self.request("evict", "", [path])
 
