@@ -54,6 +54,7 @@ async def serve(config: TapeConfig) -> None:
         service="tape",
         handlers=handlers(context),
         slots=config.slots,
+        reserved=min(1, config.slots - 1),
         schedules=[
             schedule("archive", Task.PLAN_ARCHIVE, config.archive.every_seconds),
             schedule("reconcile", Task.RECONCILE, config.reconcile.every_seconds),

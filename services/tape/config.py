@@ -83,5 +83,5 @@ class TapeConfig(Section, frozen=True):
     recall: RecallConfig = RecallConfig()
     reconcile: ReconcileConfig = ReconcileConfig()
     slots: Count = 4
-    """Tasks that this process runs at once."""
+    """Tasks that this process runs at once; a single user gets one less, if there are several."""
     log: LogConfig = LogConfig()
