@@ -243,11 +243,9 @@ def waiting_for(
     if not service.workers:
         since = f" since {service.seen:%H:%M} UTC" if service.seen else ""
         return f"a {name} worker; none is connected{since}"
-    return (
-        f"a healthy {name} worker: {service.trouble}"
-        if service.trouble
-        else (f"a free {name} worker")
-    )
+    if service.trouble:
+        return f"a healthy {name} worker: {service.trouble}"
+    return f"a free {name} worker"
 
 
 def _describe(wait: Wait, now: datetime) -> str:
