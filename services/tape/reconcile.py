@@ -30,6 +30,7 @@ _BATCH = 1000
 # A writer that did not tell its task; no upload of one blob takes this long.
 _SILENT_WRITER_SECONDS = 7 * 86_400
 _MOST_LOGGED = 100
+_SEALED = (Blob.STORED, Blob.LOST)
 
 _LEFT = Gauge(
     "orphans", "Things without an owner that the last look left where they are.", ("kind",)
@@ -213,7 +214,7 @@ class _Look:
         for batch in in_batches(old, _BATCH):
             known = self._known(tier, batch)
             for one in batch:
-                verdict = _verdict(one.name, known, self._options.include_unknown)
+                verdict = _verdict(kind, one.name, known, self._options.include_unknown)
                 if verdict is not None:
                     why, removable = verdict
                     if removable and not self._options.dry_run:
@@ -298,7 +299,10 @@ class _Look:
 
 
 def _verdict(
-    name: str, known: dict[str, Blob.State.ValueType], include_unknown: bool
+    kind: Orphan.Kind.ValueType,
+    name: str,
+    known: dict[str, Blob.State.ValueType],
+    include_unknown: bool,
 ) -> tuple[str, bool] | None:
     """Why something stored has no owner, and whether it may go; None when it has one. Pure."""
     if blob_number(name) is None:
@@ -306,7 +310,12 @@ def _verdict(
     state = known.get(name)
     if state is None:
         return "the catalog has no record of it", include_unknown
-    return ("its blob was removed", True) if state == Blob.REMOVED else None
+    if state == Blob.REMOVED:
+        return "its blob was removed", True
+    if kind == Orphan.CACHE_UPLOAD and state in _SEALED:
+        # Begun twice, as the answer to the first beginning was lost.
+        return "its blob was completed by another upload", True
+    return None
 
 
 def _why_stale(put: catalog.ListStalePutsResponse.Put) -> str:

@@ -167,6 +167,18 @@ def test_unfinished_uploads_go_with_their_blobs(store: TapeStore) -> None:
         upload.abort()
 
 
+def test_an_upload_that_was_begun_twice_goes_and_the_object_stays(store: TapeStore) -> None:
+    _, numbers = store.put({"/data/large": bytes(MIB)})
+    (stored,) = store.catalog.blobs(tier=Blob.CACHE).values()
+    upload = store.cache.open_upload(stored.key, part_size=5 * MIB)
+    upload.write(bytes(6 * MIB))
+    assert store.orphans(grace=DAY) == []
+    assert found(store.orphans()) == {("CACHE_UPLOAD", stored.key, "REMOVED")}
+    assert list(store.cache.list_uploads()) == []
+    assert store.content(numbers["/data/large"]) == bytes(MIB)
+    upload.abort()
+
+
 def test_interrupted_removals_and_abandoned_claims_are_finished(store: TapeStore) -> None:
     put, _ = store.put(contents(1000))
     tape = store.to_tape(put)
