@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tests.soak.schedule import QUICK, STEADY, schedule
 
 def main() -> int:
     """Run once and print what came of it."""
+    # So that what was started is ended, and the logs are kept.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments = _parser().parse_args()
     seconds = arguments.minutes * 60
     if arguments.plan:

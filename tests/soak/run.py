@@ -105,6 +105,8 @@ class Run:
     def _settle(self, what: str, missing: Callable[[], str | None]) -> None:
         """Wait until nothing is missing; what still is then is for the check to tell."""
 
+        seen: set[str | None] = set()
+
         def probe() -> str | None:
             for user in self._users:
                 user.look()
@@ -112,13 +114,15 @@ class Run:
                 left = missing()
             except _AWAY as error:
                 left = str(error)
-            self._history.add("settling", left=left)
+            if left not in seen:
+                self._history.add("settling", left=left)
+            seen.add(left)
             return left
 
         try:
             wait_until(probe, what, self._drain)
         except StackError as error:
-            self._history.tell(f"not settled: {error}")
+            self._history.tell(f"not settled: {str(error)[:400]}")
 
     def _unfinished(self) -> str | None:
         """What is not over, or not safe on tape."""
