@@ -30,8 +30,6 @@ Task = task_pb2.Task
 
 # What one drive does, roughly: for the fair order.
 _BYTES_PER_SECOND = 300 << 20
-# A claim this old without a task belongs to a plan that died before its tasks were recorded.
-_ABANDONED_SECONDS = 600
 
 
 class SourceLost(Exception):
@@ -71,9 +69,8 @@ def plan(context: Context, job: Job, ctx: JobContext) -> Done:
 
 def release_abandoned(context: Context) -> None:
     """Give up claims that no task will ever write."""
-    wanted = catalog.ListBlobsRequest(
-        tier=Blob.TAPE, states=[Blob.WRITING], min_age_seconds=_ABANDONED_SECONDS
-    )
+    oldest = context.config.archive.abandoned_seconds
+    wanted = catalog.ListBlobsRequest(tier=Blob.TAPE, states=[Blob.WRITING], min_age_seconds=oldest)
     for blob in context.catalog.blobs(wanted):
         if abandoned(context, blob):
             log.warning("claim_abandoned", blob=blob.id, key=blob.key)

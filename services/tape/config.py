@@ -41,6 +41,8 @@ class ArchiveConfig(Section, frozen=True):
     most_blobs: Annotated[int, msgspec.Meta(ge=1, le=5000)] = 2000
     confirm_seconds: Seconds = 60.0
     """Pause between two questions whether an aggregate is on tape."""
+    abandoned_seconds: Count = 600
+    """A claim this old without a task belongs to a plan that died before its tasks were recorded."""
 
 
 class RecallConfig(Section, frozen=True):

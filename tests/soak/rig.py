@@ -53,6 +53,7 @@ _SETTINGS: Overrides = {
             "cancel_patience_seconds": 30.0,
         }
     },
+    "tape": merged(QUICK["tape"], {"archive": {"abandoned_seconds": 10}}),
     "transfer": {"pack": {"pack_bytes": 4 * MIB, "pack_threshold": MIB}},
 }
 
