@@ -42,7 +42,7 @@ class ArchiveConfig(Section, frozen=True):
     confirm_seconds: Seconds = 60.0
     """Pause between two questions whether an aggregate is on tape."""
     abandoned_seconds: Count = 600
-    """A claim this old without a task belongs to a plan that died before its tasks were recorded."""
+    """A claim this old without a task belongs to a plan that died before recording its tasks."""
 
 
 class RecallConfig(Section, frozen=True):

@@ -111,8 +111,7 @@ MUTATIONS = (
     ),
     Mutation(
         "h", "what the catalog owns counts as an orphan", _RECONCILE,
-        'return ("its blob was removed", True) if state == Blob.REMOVED else None',
-        'return ("its blob was removed", True)',
+        "    if state == Blob.REMOVED:\n        return", "    if state is not None:\n        return",
         "tests/service/tape/test_reconcile.py",
     ),
     Mutation(
