@@ -111,7 +111,8 @@ MUTATIONS = (
     ),
     Mutation(
         "h", "what the catalog owns counts as an orphan", _RECONCILE,
-        "    if state == Blob.REMOVED:\n        return", "    if state is not None:\n        return",
+        "    if state == Blob.REMOVED:\n        return",
+        "    if state is not None:\n        return",
         "tests/service/tape/test_reconcile.py",
     ),
     Mutation(
