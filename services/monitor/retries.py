@@ -11,7 +11,7 @@ from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Transaction
 from services.kit.errors import FailedPrecondition, InvalidArgument, PermissionDenied
-from services.monitor import admission, books, leases, sql, transactions
+from services.monitor import admission, books, leases, sql, submissions, transactions
 from services.monitor.book import Book
 from services.monitor.config import LedgerConfig
 from services.monitor.queueing import Entry, entry_of
@@ -51,7 +51,8 @@ def retry(connection: Connection, id_: str, request: Request, config: LedgerConf
     spec = TransactionSpec.FromString(leases.specs(connection, [seq])[seq])
     check_right(spec, request)
     again = retry_id(old.id)
-    if not sql.rows(connection, "SELECT 1 FROM txn WHERE id = %s", (again,)):
+    # By both: the id can be computed, so that somebody else's transaction may have it.
+    if not sql.rows(connection, _MADE, (again, old.id)):
         check_state(old)
         admission.check(connection, spec.identity.user, spec.group, config)
         _make(connection, old, _again(spec, request, again), request)
@@ -115,6 +116,7 @@ def _again(spec: TransactionSpec, request: Request, id_: str) -> TransactionSpec
 
 
 def _make(connection: Connection, old: Book, spec: TransactionSpec, request: Request) -> None:
+    submissions.displace(connection, spec.id)
     book = books.open_book(connection, spec, ())
     if book is None:  # Somebody else's transaction has taken an id that is not random.
         raise FailedPrecondition("RETRY_ID_TAKEN", f"{spec.id} is the id of another transaction")
@@ -164,6 +166,8 @@ def _met(request: Request, chunk: int) -> Entry:
 
 _TEMPLATES = ((True, _asked), (False, _met))
 
+
+_MADE = "SELECT 1 FROM txn WHERE id = %s AND retry_of = %s"
 
 # What a task that was given up could not serve. `files` of a task that a replica without that
 # column made is 0; then it failed with as many as its worker said.

@@ -193,8 +193,7 @@ def cancel(connection: Connection, transaction_id: str, visible: monitor_pb2.Vis
         spec = TransactionSpec.FromString(bytes(data))
         if not _is_visible(spec, visible):
             return False
-        sql.run(connection, "DELETE FROM submission WHERE id = %s", (transaction_id,))
-        sql.run(connection, "DELETE FROM path_chunk WHERE transaction_id = %s", (transaction_id,))
+        _drop(connection, transaction_id)
         book = books.open_book(connection, spec, spec.warnings)
         if book is not None:
             book.cancelled = True
@@ -202,6 +201,21 @@ def cancel(connection: Connection, transaction_id: str, visible: monitor_pb2.Vis
             books.settle(connection, [book], set())
         return True
     return False
+
+
+def displace(connection: Connection, transaction_id: str) -> None:
+    """Drop a request on its way in under an id that the caller gives to a transaction of its own.
+
+    Its paths would become part of that transaction, and be taken for its user's.
+    """
+    # Inserted first, so that one that begins in this moment waits, and then finds the transaction.
+    sql.run(connection, _BEGIN, (transaction_id, b"", "", ""))
+    _drop(connection, transaction_id)
+
+
+def _drop(connection: Connection, transaction_id: str) -> None:
+    sql.run(connection, "DELETE FROM submission WHERE id = %s", (transaction_id,))
+    sql.run(connection, "DELETE FROM path_chunk WHERE transaction_id = %s", (transaction_id,))
 
 
 def _is_visible(spec: TransactionSpec, visible: monitor_pb2.Visibility) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -14,12 +16,15 @@ from nearline.type.v1.transaction_pb2 import Transaction
 from services.kit.config import DatabaseConfig
 from services.kit.errors import InvalidArgument, from_rpc_error
 from services.kit.jobs import Done, Job, JobContext, new_task
+from services.monitor.retries import retry_id
 from tests.service.monitor.asynctests import sync
 from tests.service.monitor.rig import (
     QUICK,
     Replica,
+    batch,
     ended,
     get,
+    header,
     replica,
     spec,
     submit,
@@ -179,6 +184,38 @@ async def test_a_retry_that_cannot_be_is_refused_with_its_reason(
         assert await refusal(one, id_, who("alice", "ice")) == "GROUP_LEFT"
         one.change("DELETE FROM task")
         assert await refusal(one, id_) == "RETRY_TOO_LATE"
+
+
+@sync
+async def test_nobody_slips_paths_or_a_transaction_of_their_own_into_a_retry(
+    database_config: DatabaseConfig,
+) -> None:
+    files = Files("/a")
+    async with replica(database_config) as one:
+        asked = spec(action=Transaction.GET)
+        id_ = await submit(one.stub, asked, paths=["/x"], chunk_kind=Task.RESOLVE)
+        async with worker(one.peer, files.handlers):
+            await ended(one.stub, id_)
+        taken = spec("mallory", id_=retry_id(id_), action=Transaction.GET)
+        retried = asyncio.Event()
+
+        async def slip() -> AsyncIterator[pb.SubmitRequest]:
+            yield header(taken)
+            yield batch(0, ["/early"])
+            await retried.wait()
+            yield batch(1, ["/late"])
+
+        slipping = aiter(one.stub.Submit(slip()))
+        assert [(await anext(slipping)).stored.next for _ in range(2)] == [0, 1]
+        again = await retry(one, id_)
+        retried.set()
+        assert (await anext(slipping)).WhichOneof("message") == "transaction"
+        assert again.user == "alice"
+        assert paths_of(one, again.id) == [["/a"]]
+        assert not one.rows("SELECT 1 FROM submission")
+        one.change("DELETE FROM txn WHERE id = %s", (again.id,))
+        await submit(one.stub, taken, [new_task(Task.RESOLVE)])
+        assert await refusal(one, id_) == "RETRY_ID_TAKEN"
 
 
 @sync
