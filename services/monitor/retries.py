@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Sequence
 
 from sqlalchemy import Connection
@@ -11,6 +10,7 @@ from nearline.monitor.v1 import monitor_pb2
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Transaction
 from services.kit.errors import FailedPrecondition, InvalidArgument, PermissionDenied
+from services.kit.retrying import retry_id
 from services.monitor import admission, books, leases, sql, submissions, transactions
 from services.monitor.book import Book
 from services.monitor.config import LedgerConfig
@@ -22,15 +22,9 @@ Request = monitor_pb2.RetryTransactionRequest
 CHUNK = 1000
 """Paths of one task."""
 
-_NAMESPACE = uuid.UUID("0d3f4cfc-6a35-4ea5-93a1-5d6c8f2b9e10")
 _WHAT_USERS_ASK = frozenset({Transaction.PUT, Transaction.GET, Transaction.STAGE})
 # Kinds that meet the files of a request: what fails there is named as it was asked for.
 _MEETING = (Task.SCAN, Task.RESOLVE)
-
-
-def retry_id(id_: str) -> str:
-    """The id of the one retry of a transaction, so that a repeated request is the same one."""
-    return str(uuid.uuid5(_NAMESPACE, id_))
 
 
 def check(request: Request) -> None:

@@ -1,16 +1,18 @@
 """What every handler of tape works with."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import grpc
 
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.monitor.v1 import monitor_pb2_grpc
-from nearline.type.v1 import task_pb2
+from nearline.type.v1 import task_pb2, transaction_pb2
 from nearline_client.states import is_final
 from services.kit.catalogclient import CatalogClient
 from services.kit.errors import NotFound, from_rpc_error
 from services.kit.objectstore import ObjectStore
+from services.kit.retrying import retry_id
 from services.tape.config import TapeConfig
 from services.tape.endpoint import TapeEndpoint
 
@@ -46,13 +48,27 @@ class OpenTasks:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
-    def has_ended(self, transaction_id: str) -> bool:
-        """Whether a transaction is over, or was never accepted. Raises NearlineError."""
+    def has_ended(self, transaction_id: str, grace: float) -> bool:
+        """Whether a transaction is over for ``grace`` seconds, or was never accepted.
+
+        So must be the retry of it, and the retry's, which go on with what it left.
+        Raises NearlineError.
+        """
+        before = datetime.now(UTC) - timedelta(seconds=grace)
+        id_ = transaction_id
+        while (found := self._find(id_)) is not None:
+            if not is_final(found.state) or found.finished_at.ToDatetime(UTC) > before:
+                return False
+            id_ = retry_id(id_)
+        return True
+
+    def _find(self, transaction_id: str) -> transaction_pb2.Transaction | None:
         try:
-            found = self._stub.GetTransaction(ledger.GetTransactionRequest(id=transaction_id))
+            return self._stub.GetTransaction(
+                ledger.GetTransactionRequest(id=transaction_id)
+            ).transaction
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
             if isinstance(failure, NotFound):
-                return True
+                return None
             raise failure from error
-        return is_final(found.transaction.state)

@@ -268,8 +268,9 @@ class _Look:
 
     def _puts(self) -> Iterator[Orphan]:
         """What PUTs that have ended registered and never stored."""
-        stale = self._catalog.stale_puts(int(self._options.put_grace))
-        ended = (put for put in stale if self._ledger.has_ended(put.transaction_id))
+        grace = self._options.put_grace
+        stale = self._catalog.stale_puts(int(grace))
+        ended = (put for put in stale if self._ledger.has_ended(put.transaction_id, grace))
         for batch in in_batches(ended, _BATCH):
             if not self._options.dry_run:
                 self._catalog.forget_puts([put.transaction_id for put in batch])

@@ -14,6 +14,7 @@ from typing import Any
 from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.task_pb2 import Task as TaskProto
 from nearline.type.v1.transaction_pb2 import Transaction as TransactionProto
+from services.kit.retrying import retry_id
 from services.monitor import retries, rules
 from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge_all
 from services.monitor.queueing import NOBODY, Entry, Owner, entry_of
@@ -96,7 +97,7 @@ class Ledger(Queue):
         Raises FailedPrecondition.
         """
         old = self.transactions[self.numbers[id_]]
-        again = retries.retry_id(id_)
+        again = retry_id(id_)
         if again not in self.numbers:
             retries.check_state(old.book)
             entries, chunks = leftovers(self, old, asked_kind, entry_of(met_task), chunk)

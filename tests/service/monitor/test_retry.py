@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,10 +14,12 @@ from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.identity_pb2 import Identity
 from nearline.type.v1.task_pb2 import FilesTask, Task
 from nearline.type.v1.transaction_pb2 import Transaction
+from services.kit.channel import sync_channel
 from services.kit.config import DatabaseConfig
 from services.kit.errors import InvalidArgument, from_rpc_error
 from services.kit.jobs import Done, Job, JobContext, new_task
-from services.monitor.retries import retry_id
+from services.kit.retrying import retry_id
+from services.tape.context import OpenTasks
 from tests.service.monitor.asynctests import sync
 from tests.service.monitor.rig import (
     QUICK,
@@ -184,6 +187,34 @@ async def test_a_retry_that_cannot_be_is_refused_with_its_reason(
         assert await refusal(one, id_, who("alice", "ice")) == "GROUP_LEFT"
         one.change("DELETE FROM task")
         assert await refusal(one, id_) == "RETRY_TOO_LATE"
+
+
+@sync
+async def test_a_put_has_not_ended_while_a_retry_goes_on_with_its_files(
+    database_config: DatabaseConfig,
+) -> None:
+    files = Files("/a")
+    async with replica(database_config) as one:
+        with sync_channel(one.peer) as channel:
+            ledger = OpenTasks(channel)
+
+            async def has_ended(grace: float = 0.0) -> bool:
+                return await asyncio.to_thread(ledger.has_ended, id_, grace)
+
+            asked = spec(action=Transaction.GET)
+            id_ = await submit(one.stub, asked, paths=["/x"], chunk_kind=Task.RESOLVE)
+            assert not await has_ended()
+            async with worker(one.peer, files.handlers):
+                await ended(one.stub, id_)
+            assert await has_ended()
+            assert not await has_ended(60.0), "a retry may come"
+            again = await retry(one, id_)
+            assert not await has_ended()
+            async with worker(one.peer, files.handlers):
+                await ended(one.stub, again.id)
+            assert await has_ended()
+            id_ = str(uuid.uuid4())
+            assert await has_ended(60.0), "never accepted"
 
 
 @sync

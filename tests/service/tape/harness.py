@@ -56,7 +56,7 @@ class Ledger:
     def is_open(self, task_id: int) -> bool:
         return task_id in self.open_tasks
 
-    def has_ended(self, transaction_id: str) -> bool:
+    def has_ended(self, transaction_id: str, grace: float) -> bool:
         return transaction_id not in self.running
 
 
