@@ -174,6 +174,22 @@ class ObjectStore:
                         item["Key"].removeprefix(self._prefix), item["UploadId"], item["Initiated"]
                     )
 
+    def has_parts(self, upload: StaleUpload) -> bool:
+        """Whether anything was sent to an unfinished upload; not when it is gone."""
+        try:
+            with translated(upload.key):
+                answer = self._client.list_parts(
+                    Bucket=self._bucket,
+                    Key=self._prefix + upload.key,
+                    UploadId=upload.upload_id,
+                    MaxParts=1,
+                )
+        except NearlineError as error:
+            if error.reason != UPLOAD_GONE:
+                raise
+            return False
+        return bool(answer.get("Parts"))
+
     def abort_upload(self, upload: StaleUpload) -> None:
         """Remove an unfinished upload with its parts; one that is gone is no error."""
         try:

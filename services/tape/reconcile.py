@@ -55,6 +55,8 @@ class _Stored(NamedTuple):
     size: int
     age: float
     remove: Callable[[], None]
+    has_parts: Callable[[], bool] = bool
+    """Of an upload: whether bytes were sent to it."""
 
 
 def reconcile(context: Context, job: Job, ctx: JobContext) -> Done:
@@ -214,7 +216,7 @@ class _Look:
         for batch in in_batches(old, _BATCH):
             known = self._known(tier, batch)
             for one in batch:
-                verdict = _verdict(kind, one.name, known, self._options.include_unknown)
+                verdict = _verdict(kind, one, known, self._options.include_unknown)
                 if verdict is not None:
                     why, removable = verdict
                     if removable and not self._options.dry_run:
@@ -246,6 +248,7 @@ class _Look:
                 0,
                 _age(found.started),
                 lambda upload=found: self._cache.abort_upload(upload),  # type: ignore[misc]
+                lambda upload=found: self._cache.has_parts(upload),  # type: ignore[misc]
             )
 
     def _tape_files(self) -> Iterator[_Stored]:
@@ -301,22 +304,36 @@ class _Look:
 
 def _verdict(
     kind: Orphan.Kind.ValueType,
-    name: str,
+    one: _Stored,
     known: dict[str, Blob.State.ValueType],
     include_unknown: bool,
 ) -> tuple[str, bool] | None:
-    """Why something stored has no owner, and whether it may go; None when it has one. Pure."""
-    if blob_number(name) is None:
+    """Why something stored has no owner, and whether it may go; None when it has one."""
+    if blob_number(one.name) is None:
         return "the store gives no such names; somebody else put it there", False
-    state = known.get(name)
+    state = known.get(one.name)
     if state is None:
         return "the catalog has no record of it", include_unknown
     if state == Blob.REMOVED:
         return "its blob was removed", True
     if kind == Orphan.CACHE_UPLOAD and state in _SEALED:
-        # Begun twice, as the answer to the first beginning was lost.
-        return "its blob was completed by another upload", True
+        return _verdict_on_spare(one)
     return None
+
+
+def _verdict_on_spare(upload: _Stored) -> tuple[str, bool]:
+    """Of an upload whose object is complete.
+
+    It was begun twice, as the answer to the first beginning was lost, if nothing was sent to it.
+    Else it may be the one that made the object, in a store that was killed before it had forgotten
+    it; SeaweedFS for one would delete the object's bytes with it.
+    """
+    if upload.has_parts():
+        return (
+            "its blob is complete and may share bytes with it; it goes after the blob was evicted",
+            False,
+        )
+    return "its blob was completed by another upload", True
 
 
 def _why_stale(put: catalog.ListStalePutsResponse.Put) -> str:

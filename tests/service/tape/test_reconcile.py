@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
+from deploy.local.wait import wait_until
 from nearline.catalog.v1 import catalog_pb2 as api
 from nearline.tape.v1.tape_pb2 import Orphan
 from nearline.type.v1.storage_pb2 import Blob
@@ -170,13 +171,22 @@ def test_unfinished_uploads_go_with_their_blobs(store: TapeStore) -> None:
 def test_an_upload_that_was_begun_twice_goes_and_the_object_stays(store: TapeStore) -> None:
     _, numbers = store.put({"/data/large": bytes(MIB)})
     (stored,) = store.catalog.blobs(tier=Blob.CACHE).values()
-    upload = store.cache.open_upload(stored.key, part_size=5 * MIB)
-    upload.write(bytes(6 * MIB))
+    store.cache.open_upload(stored.key, part_size=5 * MIB)._start()
     assert store.orphans(grace=DAY) == []
     assert found(store.orphans()) == {("CACHE_UPLOAD", stored.key, "REMOVED")}
     assert list(store.cache.list_uploads()) == []
     assert store.content(numbers["/data/large"]) == bytes(MIB)
-    upload.abort()
+
+
+def test_an_upload_that_may_have_made_the_object_is_only_reported(store: TapeStore) -> None:
+    store.put({"/data/large": bytes(MIB)})
+    (stored,) = store.catalog.blobs(tier=Blob.CACHE).values()
+    with store.cache.open_upload(stored.key, part_size=5 * MIB) as upload:
+        upload.write(bytes(11 * MIB))
+        (begun,) = store.cache.list_uploads()
+        wait_until(lambda: None if store.cache.has_parts(begun) else "a part", "the upload", 20)
+        assert found(store.orphans()) == {("CACHE_UPLOAD", stored.key, "REPORTED")}
+        assert list(store.cache.list_uploads()) == [begun]
 
 
 def test_interrupted_removals_and_abandoned_claims_are_finished(store: TapeStore) -> None:
