@@ -15,7 +15,7 @@ from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import crash, paxtar
 from services.kit.catalogclient import Blob, Member
 from services.kit.errors import FailedPrecondition, NotFound
-from services.kit.faults import gone
+from services.kit.faults import Gone, gone
 from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
 from services.tape.aggregate import Layout, Placed, Section, lay_out
 from services.tape.context import Context
@@ -162,7 +162,10 @@ def archive(context: Context, job: Job, ctx: JobContext) -> Done:
             log.error("packs_changed", blobs=sorted(changed.blobs))
             loose |= changed.blobs
         except SourceLost as lost:
-            return _without(context, ctx, task, lost)
+            found, bad_files = _left_of(context, lost.section)
+            if bad_files:
+                return _without(context, ctx, task, lost.section, found, bad_files)
+            loose.add(lost.section.blob_id)  # What was cut off is padding.
         else:
             return _record(context, ctx, task, layout, written, bad)
 
@@ -242,15 +245,23 @@ def _copy(
     return checker.bad, zlib_ng.adler32(paxtar.END, adler32)
 
 
+def _left_of(context: Context, section: Section) -> tuple[Gone, list[Placed]]:
+    """What is left of a source's object, and the files that are not there in whole."""
+    found = gone(context.catalog, context.cache, section.blob_id, section.key, section.end)
+    cut = found.size - section.start
+    return found, [placed for at, placed in section.slices if at + placed.length > cut]
+
+
 def _without(
-    context: Context, ctx: JobContext, task: task_pb2.TapeBlobTask, lost: SourceLost
+    context: Context,
+    ctx: JobContext,
+    task: task_pb2.TapeBlobTask,
+    section: Section,
+    found: Gone,
+    bad: list[Placed],
 ) -> Done:
     """The others are planned anew; the lost one is a fault that is on record."""
-    section = lost.section
-    found = gone(context.catalog, context.cache, section.blob_id, section.key, section.end)
     log.error("cache_object_lost", blob=section.blob_id, key=section.key, reason=found.reason)
-    cut = found.size - section.start
-    bad = [placed for at, placed in section.slices if at + placed.length > cut]
     numbers = [placed.file_id for placed in bad] if found.size else []
     context.catalog.report_fault(section.blob_id, numbers, found.reason)
     context.catalog.release_aggregate(task.blob_id)

@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import Counter
 
 from nearline.catalog.v1 import catalog_pb2 as catalog
-from services.kit.catalogclient import Blob
+from services.kit.catalogclient import Blob, in_batches
 from services.kit.errors import FailedPrecondition, NearlineError, NotFound, Unavailable
 from services.kit.jobs import Done, Job, JobContext
 from services.kit.objecterrors import OBJECT_TRUNCATED
@@ -29,6 +29,8 @@ Read = Callable[[int, int], Iterator[bytes]]
 
 _FAULTY = (Blob.STORED, Blob.WRITTEN, Blob.SAFE, Blob.LOST)
 _READ_BYTES = 2 << 20
+# Files of one call; a tape file has up to 100,000.
+_MOST_AT_ONCE = 5000
 
 _REINSTATED = Counter(
     "copies_reinstated", "Copies found bad that were found good later.", ("tier",)
@@ -75,8 +77,8 @@ def _check(context: Context, faults: Sequence[Fault], stage: bool) -> Checked:
     try:
         seen = look(context, faults)
         trouble = seen.trouble
-        if seen.good:
-            count = context.catalog.reinstate(first.blob_id, seen.good, seen.state)
+        for good in in_batches(seen.good, _MOST_AT_ONCE):
+            count += context.catalog.reinstate(first.blob_id, good, seen.state)
     # Missing, not there for now, dropped from the buffer, or replaced and going in this moment.
     except (NotFound, Unavailable, FailedPrecondition) as error:
         trouble = error.message

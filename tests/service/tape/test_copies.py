@@ -17,6 +17,7 @@ from services.kit.errors import Unavailable
 from services.kit.faults import Gone, gone
 from services.kit.jobs import Deferred
 from services.kit.objectstore import ObjectStore, S3Config
+from services.tape import faulty
 from services.tape.archive import archive, confirm
 from services.tape.faulty import check_faults
 from services.tape.missing import SILENT_POLLS
@@ -204,6 +205,19 @@ def test_damaged_headers_do_not_reach_tape(store: TapeStore) -> None:
     assert large.size == 200_000
 
 
+def test_an_object_cut_behind_its_last_file_costs_nothing(store: TapeStore) -> None:
+    files = contents(2000, 1000)
+    put, numbers = store.put(files)
+    (pack,) = store.cache_blobs(*numbers.values())
+    end_blocks, some_padding = 1024, 10
+    data = store.cache.get_range(pack.key, 0, pack.size - end_blocks - some_padding)
+    store.cache.put(pack.key, data)
+    tape = store.to_tape(put, evict=True)
+    assert store.open_faults() == []
+    assert store.recall(tape, numbers.values()).failures == {}
+    assert {path: store.content(number) for path, number in numbers.items()} == files
+
+
 def test_a_bad_read_of_the_cache_costs_a_file_its_place_on_tape_only(store: TapeStore) -> None:
     put, numbers = store.put(contents(100_000, 2000))
     (waiting,) = [w for w in store.client.archivable(0) if w.holding.id == put.holding.id]
@@ -335,6 +349,28 @@ def test_a_tape_file_that_was_brought_back_is_read_again(either: TapeStore) -> N
     assert either.open_faults() == []
     assert either.recall(tape, numbers.values()).failures == {}
     assert either.content(numbers["/data/0"]) == files["/data/0"]
+
+
+def test_more_files_than_fit_into_a_call_are_read_again(
+    store: TapeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faulty, "_MOST_AT_ONCE", 2)
+    put, _ = store.put(contents(10, 20, 30))
+    tape = store.to_tape(put, evict=True)
+    store.client.report_fault(tape.id, [], "not shown for a while")
+    calls: list[int] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            return getattr(store.client, name)
+
+        def reinstate(self, blob_id: int, numbers: list[int], state: Blob.State.ValueType) -> int:
+            calls.append(len(numbers))
+            return store.client.reinstate(blob_id, numbers, state)
+
+    (checked,) = check_faults(store.with_(catalog=Counting()))
+    assert (checked.reinstated, checked.trouble, calls) == (3, "", [2, 1])
+    assert store.blob(tape.id).state == Blob.SAFE
 
 
 def _numbers(stored: tuple[Any, dict[str, int]]) -> tuple[Any, list[int]]:
