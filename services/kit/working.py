@@ -95,6 +95,9 @@ class Watchdog:
             return await in_thread(self._checks[name]) or ""
         except NearlineError as error:
             return error.message
+        except Exception as error:  # Or nobody would ask again, and what is paused stayed so.
+            log.exception("check_failed", of=name)
+            return f"its check failed ({type(error).__name__}); the log says why"
 
     def _tell(self, name: str, breaker: Breaker) -> None:
         state = breaker.state

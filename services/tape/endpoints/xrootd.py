@@ -182,8 +182,11 @@ class XRootDEndpoint:
         self._abandoned.append((path, file))
 
     def _remove_abandoned(self) -> None:
-        while self._abandoned:
-            path, file = self._abandoned.popleft()
+        for _ in range(len(self._abandoned)):
+            try:
+                path, file = self._abandoned.popleft()
+            except IndexError:  # Another thread has taken it.
+                return
             try:
                 self.remove(path)
             except NearlineError:
