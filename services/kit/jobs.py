@@ -142,7 +142,7 @@ class JobContext:
     def waiting_for(self, text: str) -> None:
         """Show users what the task waits for until it makes progress; empty: nothing."""
         with self._lock:
-            self._waiting_for = text
+            self._waiting_for = readable(text)
 
     def failures(self, failed: Iterable[PathFailure]) -> None:
         """Record files that failed for good.
@@ -151,7 +151,8 @@ class JobContext:
         are unacknowledged. Raises JobCancelled.
         """
         for path, code, reason in failed:
-            failure = transaction_pb2.Failure(path=path, code=code, reason=reason[:_MAX_REASON])
+            reason = readable(reason[:_MAX_REASON])
+            failure = transaction_pb2.Failure(path=path, code=code, reason=reason)
             size = failure.ByteSize()
             if self._buffered_bytes + size > _MAX_BATCH_BYTES:
                 self._flush()
@@ -236,6 +237,14 @@ def seconds(value: float) -> Duration:
     return duration
 
 
+def readable(text: str) -> str:
+    """``text`` as the ledger can keep it; what endpoints and stores say may hold anything.
+
+    A message that it cannot keep would be sent again and again, and hold up all that come after.
+    """
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
 def to_job(assignment: monitor_pb2.WorkResponse.Assignment) -> Job:
     """The job that an assignment speaks of."""
     return Job(
@@ -267,7 +276,8 @@ def to_fail(lease: monitor_pb2.Lease, error: Exception, files: int) -> WorkReque
     """The message that ends a lease with ``error``; what is no NearlineError is tried again."""
     fail = WorkRequest.Fail(lease=lease, files=files)
     if isinstance(error, NearlineError):
-        fail.code, fail.reason, fail.transient = error.reason, error.message, error.transient
+        fail.code, fail.transient = error.reason, error.transient
+        fail.reason = readable(error.message)
         if error.retry_after is not None:
             fail.retry_after.CopyFrom(seconds(error.retry_after))
     else:
@@ -286,7 +296,7 @@ def _complete(
         files_done=outcome.files_done,
         bytes_done=outcome.bytes_done,
         follow_ups=outcome.follow_ups,
-        warnings=outcome.warnings,
+        warnings=map(readable, outcome.warnings),
         files_failed=files_failed,
     )
 
@@ -298,7 +308,7 @@ def _defer(
         lease=lease,
         delay=seconds(max(outcome.delay_seconds, 0.0)),
         payload=outcome.payload,
-        waiting_for=outcome.waiting_for,
+        waiting_for=readable(outcome.waiting_for),
         follow_ups=outcome.follow_ups,
         files_failed=files_failed,
     )

@@ -48,6 +48,7 @@ from services.kit.jobs import (
     PathFailure,
     WorkRequest,
     new_task,
+    readable,
     seconds,
     to_fail,
     to_job,
@@ -235,7 +236,7 @@ class Worker:
 
     def _say_beat(self, out: asyncio.Queue[WorkRequest | None]) -> None:
         self._told_paused = self._paused()
-        beat = WorkRequest.Heartbeat(trouble=self._trouble(), paused=self._told_paused)
+        beat = WorkRequest.Heartbeat(trouble=readable(self._trouble()), paused=self._told_paused)
         beat.progress.extend(r.context.snapshot() for r in self._runs.values() if r.busy)
         out.put_nowait(WorkRequest(heartbeat=beat))
 

@@ -38,6 +38,20 @@ def test_failures_go_out_in_numbered_batches() -> None:
     assert all(batch.lease == LEASE for batch in batches)
 
 
+def test_what_the_ledger_could_not_keep_is_made_readable() -> None:
+    said, kept = "drive 3\0 is \udcff out", "drive 3\N{REPLACEMENT CHARACTER} is ? out"
+    sink = Sink()
+    sink.context.failures([("/a", "TAPE", said)])
+    sink.context.waiting_for(said)
+    assert sink.context.finish() == 1
+    assert sink.sent[0].failures.failures[0].reason == kept
+    assert sink.context.snapshot().waiting_for == kept
+    complete = jobs.to_request(LEASE, Done(warnings=[said]), 0).complete
+    assert list(complete.warnings) == [kept]
+    assert jobs.to_request(LEASE, Deferred(1.0, waiting_for=said), 0).defer.waiting_for == kept
+    assert jobs.to_fail(LEASE, errors.Unavailable("TAPE", said), 1).fail.reason == kept
+
+
 def test_long_paths_make_smaller_batches() -> None:
     sink = Sink()
     sink.context.failures(("/" + "x" * 16_000, "NOT_FOUND", "y" * 9000) for _ in range(300))
