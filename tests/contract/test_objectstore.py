@@ -14,6 +14,7 @@ import pytest
 from deploy.local.ports import Ports
 from deploy.local.process import Supervisor
 from deploy.local.seaweed import S3Store, Seaweed
+from deploy.local.wait import wait_until
 from services.kit.config import SecretFile
 from services.kit.errors import Internal, NotFound, ResourceExhausted, Unavailable
 from services.kit.objecterrors import from_code
@@ -306,12 +307,17 @@ def test_list_and_delete(store: ObjectStore) -> None:
 
 def test_stale_uploads_are_listed_and_aborted(store: ObjectStore) -> None:
     upload = store.open_upload("stale", part_size=5 * MIB)
+    upload._start()
+    (empty,) = store.list_uploads()
+    assert not store.has_parts(empty)
     upload.write(data_of(6 * MIB))
+    wait_until(lambda: None if store.has_parts(empty) else "a part", "the upload", 20)
     assert [item.key for item in store.list_uploads()] == ["stale"]
     (found,) = store.list_uploads()
     assert abs(datetime.now(UTC) - found.started) < timedelta(hours=1)
     store.abort_upload(found)
     store.abort_upload(found)
+    assert not store.has_parts(found)
     assert list(store.list_uploads()) == []
     with pytest.raises(Unavailable):
         upload.write(data_of(64 * MIB))
