@@ -106,7 +106,7 @@ class ObjectStore:
         put_verified(self._target(key), data, crc32c(data))
 
     def open_upload(
-        self, key: str, *, part_size: int = 8 * MIB, parallel: int = 4, size_hint: int = 0
+        self, key: str, *, part_size: int = 8 * MIB, parallel: int = 3, size_hint: int = 0
     ) -> Upload:
         """Start writing an object of any size.
 

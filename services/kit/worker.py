@@ -54,6 +54,7 @@ from services.kit.jobs import (
     to_job,
     to_request,
 )
+from services.kit.memory import give_back
 
 __all__ = [
     "Deferred", "Done", "Handler", "Job", "JobCancelled", "JobContext", "Outcome", "PathFailure",
@@ -74,6 +75,7 @@ _WELCOME_SECONDS = 10.0
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.2, 3.0
 _CANCEL_SECONDS = 5.0
 _GOODBYE_SECONDS = 1.0
+_REST_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
 
 # Asking again cannot help: the configuration or the code is wrong.
@@ -139,6 +141,7 @@ class Worker:
         self._draining = self._leaving = False
         # No task can come any more once the ledger has welcomed a worker that gives no credit.
         self._without_credit = asyncio.Event()
+        self._resting: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -306,6 +309,16 @@ class Worker:
             self._runs.pop(_key(run.lease), None)
             if not self._runs:
                 self._idle.set()
+                self._rest_soon()
+
+    def _rest_soon(self) -> None:
+        """Once idle for a while, leave to other processes the memory that the last tasks used."""
+        if self._resting is None or self._resting.when() <= self._loop.time():
+            self._resting = self._loop.call_later(_REST_SECONDS, self._rest)
+
+    def _rest(self) -> None:
+        if not self._runs:
+            give_back()
 
     def _give_credit(self, tasks: int) -> None:
         if self._out is not None and tasks and not self._draining:

@@ -40,18 +40,18 @@ def data(session_store: Store) -> Iterator[Data]:
     trees.remove(root)
 
 
-@pytest.fixture(scope="session")
-def session_rig() -> Iterator[Rig]:
-    """A stack with breakable links that all tests of a session share; use `rig` in tests."""
+@pytest.fixture(scope="module")
+def shared_rig() -> Iterator[Rig]:
+    """A stack with breakable links that the tests of a module share; use `rig` in tests."""
     with running_rig() as rig:
         yield rig
 
 
 @pytest.fixture
-def rig(session_rig: Rig) -> Rig:
+def rig(shared_rig: Rig) -> Rig:
     """The shared rig, healed of what the last test did to it."""
-    session_rig.heal()
-    return session_rig
+    shared_rig.heal()
+    return shared_rig
 
 
 def wait_leased(person: Person, id: str, *kinds: Task.Kind.ValueType) -> None:

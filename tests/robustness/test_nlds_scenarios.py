@@ -41,8 +41,8 @@ BROKEN = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection
 
 
 @pytest.fixture(scope="module")
-def people(session_rig: Rig) -> Iterator[Store]:
-    with people_of(session_rig.stack) as store:
+def people(shared_rig: Rig) -> Iterator[Store]:
+    with people_of(shared_rig.stack) as store:
         yield store
 
 
