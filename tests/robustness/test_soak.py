@@ -13,7 +13,7 @@ from tests.soak.run import Run
 SECONDS = 18.0
 
 
-@pytest.mark.parametrize("seed", [5])
+@pytest.mark.parametrize("seed", [2, 5])
 def test_users_under_faults(rig: Rig, seed: int) -> None:
     history = History(Path("build/soak") / f"ci-{seed}" / "history.jsonl")
     try:
