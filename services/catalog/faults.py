@@ -77,12 +77,6 @@ _TAKE_BACK = text(f"""
         last_access = now()
     WHERE id = :blob
 """)
-_ARCHIVE_NEED = text(f"""
-    UPDATE blob b SET needs_archive = EXISTS (
-        SELECT FROM location c WHERE c.blob_id = b.id AND (
-            SELECT count(*) FROM location t WHERE t.file_id = c.file_id AND t.tier = {TAPE}) = 0)
-    WHERE b.id = ANY(:blobs) AND b.tier = {CACHE}
-""")
 _REPAIRED = text("""
     UPDATE fault SET repaired_at = now(), repair = 'read again and found good'
     WHERE blob_id = :blob AND file_id = ANY(:files) AND repaired_at IS NULL
@@ -166,7 +160,7 @@ def reinstate(connection: Connection, request: api.ReinstateCopiesRequest) -> in
         usage.add(connection, part.holding_id, row.tier, (0, 0), (part.files, part.bytes))
     connection.execute(_REVIVE, {"files": back})
     connection.execute(_TAKE_BACK, wanted)
-    connection.execute(_ARCHIVE_NEED, {"blobs": [row.id, *neighbours]})
+    removal.archive_needed(connection, [row.id, *neighbours])
     log.warning("copies_reinstated", blob=row.id, key=row.key, files=len(back))
     return len(back)
 

@@ -122,7 +122,12 @@ _CLOSE_FAULTS = text(f"""
     WHERE t.blob_id = ANY(:blobs) AND t.repaired_at IS NULL
         AND f.id = t.file_id AND f.state <> {FILE_LOST}
 """)
-_ARCHIVE_AGAIN = text("UPDATE blob SET needs_archive = true WHERE id = ANY(:blobs)")
+_ARCHIVE_NEED = text(f"""
+    UPDATE blob b SET needs_archive = EXISTS (
+        SELECT FROM location c WHERE c.blob_id = b.id AND (
+            SELECT count(*) FROM location t WHERE t.file_id = c.file_id AND t.tier = {TAPE}) = 0)
+    WHERE b.id = ANY(:blobs) AND b.tier = {CACHE}
+""")
 _LOST_FILES = text(f"""
     SELECT f.id FROM fault t JOIN file f ON f.id = t.file_id
     WHERE t.blob_id = ANY(:blobs) AND (:whole OR t.file_id = ANY(:files))
@@ -189,7 +194,7 @@ def set_states(connection: Connection, blobs: Sequence[int], state: int, only_fr
         neighbours = _lock_copies(connection, _which(numbers, []))
         _keep_last_copies(connection, numbers)
         _remove(connection, numbers)
-        _archive_again(connection, neighbours, numbers)
+        archive_needed(connection, neighbours)
     connection.execute(_SET, {"state": state, "blobs": numbers})
     if state in (REMOVING, REMOVED):
         connection.execute(_FREE_SOURCES, {"blobs": numbers})
@@ -216,6 +221,11 @@ def locked(connection: Connection, blobs: Sequence[int]) -> Sequence[Row[Any]]:
     if missing:
         raise NotFound("BLOB_NOT_FOUND", f"there is no blob {min(missing)}", blob_id=min(missing))
     return rows
+
+
+def archive_needed(connection: Connection, blobs: Sequence[int]) -> None:
+    """Find anew which cache blobs wait for tape: those with a file that has no tape copy."""
+    connection.execute(_ARCHIVE_NEED, {"blobs": list(blobs)})
 
 
 def _until(rows: Iterable[Row[Any]], most_bytes: int) -> list[Row[Any]]:
@@ -258,7 +268,7 @@ def _fail(connection: Connection, blob: int, files: list[int], reason: str) -> N
     _drop(connection, [blob], files)
     if not connection.scalar(_RECOUNT, {"blob": blob}):
         connection.execute(_SET, {"state": LOST, "blobs": [blob]})
-    _archive_again(connection, neighbours, [blob])
+    archive_needed(connection, [blob, *neighbours])
 
 
 def _lock_copies(connection: Connection, which: dict[str, Any]) -> list[int]:
@@ -267,11 +277,6 @@ def _lock_copies(connection: Connection, which: dict[str, Any]) -> list[int]:
     connection.execute(_LOCK, {"blobs": neighbours})
     connection.execute(_LOCK_FILES, which)
     return neighbours
-
-
-def _archive_again(connection: Connection, neighbours: list[int], gone: list[int]) -> None:
-    """Cache copies of files whose tape copy is gone have to go to tape once more."""
-    connection.execute(_ARCHIVE_AGAIN, {"blobs": [n for n in neighbours if n not in gone]})
 
 
 def _drop(connection: Connection, blobs: Sequence[int], files: list[int]) -> None:

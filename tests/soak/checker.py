@@ -304,6 +304,7 @@ def leftovers(world: World) -> Counter[str]:
         if blob["key"] in there and blob["state"] not in READABLE:
             tier, state = Blob.Tier.Name(blob["tier"]), Blob.State.Name(blob["state"])
             counts[f"{tier} {state}".lower()] += 1
+    counts["objects that the store does not list"] = len(world.unlisted)
     return counts
 
 

@@ -204,6 +204,11 @@ class Injector:
             self._stop.wait(fault.seconds)
         finally:
             disk.free()
+        if fault.victim == "cache":
+            # The index of SeaweedFS refuses writes until it is started anew, as operators know.
+            if self._rig.stack.pid("seaweed"):
+                self._rig.stack.kill("seaweed")
+            self._start("seaweed")
 
     def _jump(self, fault: Fault) -> None:
         by = fault.amount if fault.victim == "ahead" else -fault.amount

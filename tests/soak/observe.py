@@ -56,18 +56,30 @@ class Catalog:
 
 @dataclass(frozen=True)
 class World:
-    """All of it at one moment at which nothing moves. Sizes in bytes by key."""
+    """All of it at one moment at which nothing moves. Sizes in bytes by key.
+
+    ``unlisted``: objects that are there although the store does not list them, as SeaweedFS does
+    not when its disk was full while their directory was to be made.
+    """
 
     ledger: Ledger
     catalog: Catalog
     objects: dict[str, int]
     uploads: list[str]
     tape: dict[str, int]
+    unlisted: dict[str, int] = field(default_factory=dict)
 
 
 def look(rig: Rig) -> World:
     """See everything. Raises psycopg2.Error and botocore's errors while a part is away."""
-    return World(ledger(rig), catalog(rig), objects(rig), uploads(rig), tape(rig))
+    known, listed = catalog(rig), objects(rig)
+    keys = [
+        blob["key"]
+        for blob in known.blobs.values()
+        if blob["tier"] == Blob.CACHE and blob["state"] in READABLE
+    ]
+    unlisted = _unlisted(rig, [key for key in keys if key not in listed])
+    return World(ledger(rig), known, listed | unlisted, uploads(rig), tape(rig), unlisted)
 
 
 def ledger(rig: Rig) -> Ledger:
@@ -154,6 +166,19 @@ def objects(rig: Rig) -> dict[str, int]:
     store = rig.stack.site.seaweed.store
     pages = store.client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket)
     return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", ())}
+
+
+def _unlisted(rig: Rig, keys: Sequence[str]) -> dict[str, int]:
+    """Those of ``keys`` that are objects all the same; what is read of each is counted."""
+    store, found = rig.stack.site.seaweed.store, {}
+    for key in keys:
+        try:
+            body = store.client.get_object(Bucket=store.bucket, Key=key)["Body"]
+        except store.client.exceptions.NoSuchKey:
+            continue
+        with body:
+            found[key] = sum(map(len, body.iter_chunks(1 << 20)))
+    return found
 
 
 def uploads(rig: Rig) -> list[str]:

@@ -125,6 +125,16 @@ def test_a_reinstated_tape_copy_frees_the_cache_copy(catalog: Catalog) -> None:
     assert [blob.id for blob in catalog.evict()] == [source.id]
 
 
+def test_a_lost_file_keeps_no_pack_waiting_for_tape(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"a", "/b": b"b"})
+    tape = catalog.archive(put, [source], state=Blob.SAFE)
+    catalog.fault(tape, numbers["/a"])
+    assert [b.id for found in catalog.archivable() for b in found.blobs] == [source.id]
+    catalog.fault(source, numbers["/a"])
+    assert catalog.archivable() == [], "what is left in the pack is on tape"
+
+
 def test_a_copy_that_failed_again_is_a_fault_again(catalog: Catalog) -> None:
     put = catalog.open()
     source, numbers = catalog.store(put, {"/a": b"a"})
