@@ -16,7 +16,7 @@ status: bootstrap
 test: bootstrap
 	$(RUN) -m pytest $(PYTEST_ARGS)
 simulate: bootstrap
-	$(RUN) -m tests.simulation --seeds $${SEEDS:-1000}
+	$(RUN) -m tests.simulation --seeds $${SEEDS:-2000}
 check: bootstrap
 	scripts/check
 bench: bootstrap

@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this history only")
     parser.add_argument("--steps", type=int, help="with --seed: stop after so many steps")
     parser.add_argument("-v", "--verbose", action="store_true", help="with --seed: print a trace")
-    parser.add_argument("--seeds", type=int, default=1000, help="how many histories (1000)")
+    parser.add_argument("--seeds", type=int, default=2000, help="how many histories (2000)")
     parser.add_argument("--first", type=int, default=0, help="the first of their seeds (0)")
     options = parser.parse_args()
     if options.seed is not None:

@@ -1,13 +1,19 @@
-"""Many histories one after the other, and what they came to."""
+"""Many histories, as many at a time as there are processors, and what they came to."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 
 from tests.simulation.run import Simulation
+
+_AT_ONCE = 20
+"""Histories that a process is given at a time."""
 
 
 @dataclass(slots=True)
@@ -40,20 +46,36 @@ class Summary:
             for seed, what in self.broken.items()
         )
 
+    def add(self, history: Summary) -> None:
+        """Count one more."""
+        self.seeds += history.seeds
+        self.steps += history.steps
+        self.busy += history.busy
+        self.simulated += history.simulated
+        self.seen += history.seen
+        self.broken |= history.broken
 
-def simulate(seeds: Iterable[int]) -> Summary:
+
+def simulate(seeds: Sequence[int]) -> Summary:
     """Run a history for each seed; goes on behind one that breaks an invariant."""
-    summary, began, busy = Summary(), time.monotonic(), time.process_time()
-    for seed in seeds:
-        simulation = Simulation(seed)
-        try:
-            simulation.run()
-        except Exception as error:
-            summary.broken[seed] = f"{type(error).__name__}: {error}"
-        summary.seeds += 1
-        summary.steps += simulation.world.steps
-        summary.simulated += simulation.world.now
-        summary.seen += simulation.ledger.seen
+    summary, began = Summary(), time.monotonic()
+    # Begun anew: a fork would copy the locks of whatever threads run here.
+    processes = min(os.cpu_count() or 1, -(-len(seeds) // _AT_ONCE))
+    with ProcessPoolExecutor(max(processes, 1), get_context("spawn")) as pool:
+        for history in pool.map(_history, seeds, chunksize=_AT_ONCE):
+            summary.add(history)
     summary.seconds = time.monotonic() - began
-    summary.busy = time.process_time() - busy
     return summary
+
+
+def _history(seed: int) -> Summary:
+    busy, broken = time.process_time(), {}
+    simulation = Simulation(seed)
+    try:
+        simulation.run()
+    except Exception as error:
+        broken[seed] = f"{type(error).__name__}: {error}"
+    return Summary(
+        seeds=1, steps=simulation.world.steps, busy=time.process_time() - busy,
+        simulated=simulation.world.now, seen=simulation.ledger.seen, broken=broken,
+    )  # fmt: skip
