@@ -68,20 +68,33 @@ def archivable(
 def claim(connection: Connection, request: ClaimAggregateRequest) -> ClaimAggregateResponse:
     """Reserve the sources that are free and name a tape blob for them.
 
-    A repeat with the same key returns the same. FailedPrecondition: none of the sources is free.
+    A repeat with the same key returns the same, as long as the tape blob is still to be written.
+    FailedPrecondition: none of the sources is free, or the key's tape blob was sealed or given up.
     """
     key = check_text(request.claim_key, "claim_key")
     check_number(len(request.source_blob_ids), "source_blob_ids", least=1, most=MOST_SOURCES)
     hold(connection, Lock.CLAIM, key)
     earlier = connection.execute(_EARLIER, {"key": key}).one_or_none()
     if earlier is not None:
-        return ClaimAggregateResponse(blob=blobs.message(earlier), source_blob_ids=earlier.sources)
+        return _again(earlier)
     blobs.require_holding(connection, request.holding_id)
     sources = _free(connection, request)
     (blob,) = blobs.insert(connection, _request(request))
     connection.execute(_INSERT, {"blob": blob.id, "key": key, "sources": sources})
     connection.execute(_CLAIM, {"aggregate": blob.id, "blobs": sources})
     return ClaimAggregateResponse(blob=blob, source_blob_ids=sources)
+
+
+def _again(earlier: Row[Any]) -> ClaimAggregateResponse:
+    """What the key was answered first; whoever gets that may write a tape file of this name."""
+    if earlier.state != WRITING:
+        raise FailedPrecondition(
+            "CLAIM_OVER",
+            f"tape blob {earlier.id}, claimed with this key, was written or given up since; "
+            "plan anew with ListArchivable and another key",
+            blob_id=earlier.id,
+        )
+    return ClaimAggregateResponse(blob=blobs.message(earlier), source_blob_ids=earlier.sources)
 
 
 def release(connection: Connection, blob_id: int) -> None:

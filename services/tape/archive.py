@@ -173,7 +173,8 @@ def archive(context: Context, job: Job, ctx: JobContext) -> Done:
 def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
     wanted = catalog.ListBlobsRequest(blob_ids=[task.blob_id])
     state = next((blob.state for blob in context.catalog.blobs(wanted)), Blob.REMOVED)
-    if state in (Blob.WRITTEN, Blob.SAFE):
+    if state in (Blob.WRITTEN, Blob.SAFE, Blob.LOST):
+        # A lost one keeps its bytes too: they may turn out good, or be all that is left.
         return _recorded(context, task)
     if state == Blob.WRITING:
         try:
@@ -190,7 +191,9 @@ def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
             f"{job.task_id}",
         )
     except FailedPrecondition:
-        return Done()  # A plan has given the sources to another aggregate meanwhile.
+        # A plan has given the sources to another aggregate, or the claim of an earlier attempt up;
+        # what still waits for tape is planned anew.
+        return Done()
     left = set(claim.source_blob_ids)
     sources = [source for source in task.sources if source.id in left]
     crash.point("tape.archive.reclaimed")

@@ -259,6 +259,26 @@ def test_a_claim_is_repeated_by_its_key_and_takes_what_is_free(catalog: Catalog)
         catalog.stub.ReleaseAggregate(api.ReleaseAggregateRequest(blob_id=blobs[0]))
 
 
+@pytest.mark.parametrize("end", ["released", "recorded", "removed"])
+def test_a_claim_that_is_over_is_not_answered_again(catalog: Catalog, end: str) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"x"})
+    tape = catalog.claim(put, [source.id], "k").blob
+    if end == "released":
+        catalog.stub.ReleaseAggregate(api.ReleaseAggregateRequest(blob_id=tape.id))
+    elif end == "recorded":
+        catalog.record(tape, [Member(file_id=numbers["/a"], length=1, digest=digest(b"x"))])
+    else:
+        catalog.set_state(Blob.REMOVED, tape)
+    with refused("CLAIM_OVER"):
+        catalog.claim(put, [source.id], "k")
+    if end == "recorded":
+        with refused("NOTHING_TO_ARCHIVE"):
+            catalog.claim(put, [source.id], "l")
+    else:
+        assert catalog.claim(put, [source.id], "l").blob.id != tape.id
+
+
 def test_claims_at_the_same_time_never_share_a_source(catalog: Catalog) -> None:
     put = catalog.open()
     blobs = [catalog.store(put, {f"/{n}": b"x"})[0].id for n in range(12)]

@@ -265,8 +265,9 @@ class CatalogServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClaimAggregate(self, request, context):
-        """Reserves cache blobs for one aggregate and names its tape blob. A repeat with the same key returns the same.
-        FAILED_PRECONDITION: none of the sources is left.
+        """Reserves cache blobs for one aggregate and names its tape blob. A repeat with the same key returns the same as long as the
+        tape blob is WRITING. FAILED_PRECONDITION: none of the sources is left (NOTHING_TO_ARCHIVE), or the tape blob that was claimed
+        with the key has been recorded or released since (CLAIM_OVER): plan anew, with another key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

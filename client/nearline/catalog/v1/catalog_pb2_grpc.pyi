@@ -72,8 +72,9 @@ class CatalogServiceStub:
     ListArchivable: _grpc.UnaryStreamMultiCallable[_catalog_pb2.ListArchivableRequest, _catalog_pb2.ListArchivableResponse]
     """Streams complete cache blobs that have no tape copy and are not part of a running aggregate, by holding."""
     ClaimAggregate: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ClaimAggregateRequest, _catalog_pb2.ClaimAggregateResponse]
-    """Reserves cache blobs for one aggregate and names its tape blob. A repeat with the same key returns the same.
-    FAILED_PRECONDITION: none of the sources is left.
+    """Reserves cache blobs for one aggregate and names its tape blob. A repeat with the same key returns the same as long as the
+    tape blob is WRITING. FAILED_PRECONDITION: none of the sources is left (NOTHING_TO_ARCHIVE), or the tape blob that was claimed
+    with the key has been recorded or released since (CLAIM_OVER): plan anew, with another key.
     """
     ReleaseAggregate: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ReleaseAggregateRequest, _catalog_pb2.ReleaseAggregateResponse]
     """Gives up an aggregate that will not be written; its sources may be planned again."""
@@ -160,8 +161,9 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     ListArchivable: _aio.UnaryStreamMultiCallable[_catalog_pb2.ListArchivableRequest, _catalog_pb2.ListArchivableResponse]  # type: ignore[assignment]
     """Streams complete cache blobs that have no tape copy and are not part of a running aggregate, by holding."""
     ClaimAggregate: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ClaimAggregateRequest, _catalog_pb2.ClaimAggregateResponse]  # type: ignore[assignment]
-    """Reserves cache blobs for one aggregate and names its tape blob. A repeat with the same key returns the same.
-    FAILED_PRECONDITION: none of the sources is left.
+    """Reserves cache blobs for one aggregate and names its tape blob. A repeat with the same key returns the same as long as the
+    tape blob is WRITING. FAILED_PRECONDITION: none of the sources is left (NOTHING_TO_ARCHIVE), or the tape blob that was claimed
+    with the key has been recorded or released since (CLAIM_OVER): plan anew, with another key.
     """
     ReleaseAggregate: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ReleaseAggregateRequest, _catalog_pb2.ReleaseAggregateResponse]  # type: ignore[assignment]
     """Gives up an aggregate that will not be written; its sources may be planned again."""
@@ -317,8 +319,9 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _catalog_pb2.ClaimAggregateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ClaimAggregateResponse, _abc.Awaitable[_catalog_pb2.ClaimAggregateResponse]]:
-        """Reserves cache blobs for one aggregate and names its tape blob. A repeat with the same key returns the same.
-        FAILED_PRECONDITION: none of the sources is left.
+        """Reserves cache blobs for one aggregate and names its tape blob. A repeat with the same key returns the same as long as the
+        tape blob is WRITING. FAILED_PRECONDITION: none of the sources is left (NOTHING_TO_ARCHIVE), or the tape blob that was claimed
+        with the key has been recorded or released since (CLAIM_OVER): plan anew, with another key.
         """
 
     @_abc_1.abstractmethod
