@@ -68,16 +68,17 @@ def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
     total = len(task.recalls)
     states = context.tape.stat([recall.key for recall in task.recalls])
     now = sort_out(task.recalls, states)
+    for recall, reason in now.unreadable:
+        _fail(context, ctx, recall, reason)
+    tasks = _without_missing(context, ctx, now.missing, among=total)
+    tasks += [_recall_task(recall) for recall in now.online]
+    waiting = [*now.request, *now.wait]
     if now.request:
         # Every stage is a reference of its own to the endpoint's buffer, given back after the
         # recall: so another request for the same tape file cannot take it away from this one.
+        # Last, as it would be asked for once more if something behind it failed.
         context.tape.stage([recall.key for recall in now.request])
         crash.point("tape.stage.requested")
-    for recall, reason in now.unreadable:
-        _fail(context, ctx, recall, reason)
-    tasks = _drop_missing(context, ctx, now.missing)
-    tasks += [_recall_task(recall) for recall in now.online]
-    waiting = [*now.request, *now.wait]
     if not waiting:
         return Done(follow_ups=tasks)
     payload = task_pb2.StageTask(recalls=waiting, polls=task.polls + 1)
@@ -119,6 +120,20 @@ def sort_out(recalls: Iterable[task_pb2.RecallTask], states: Iterable[TapeFileSt
 def _forgotten(recall: task_pb2.RecallTask, state: TapeFileState) -> bool:
     recall.silent_polls = 0 if state.requested else recall.silent_polls + 1
     return recall.silent_polls >= SILENT_POLLS
+
+
+def _without_missing(
+    context: Context, ctx: JobContext, missing: Sequence[task_pb2.RecallTask], *, among: int
+) -> list[ledger.NewTask]:
+    """The tasks for what is missing ``among`` so many recalls; alone, it holds up no others.
+
+    Before a file counts as lost the endpoint must show what it should have, which a person may
+    have to see to first.
+    """
+    if len(missing) in (0, among):
+        return _drop_missing(context, ctx, missing)
+    files = sum(spans.count(recall.files) for recall in missing)
+    return [new_task(Task.STAGE, task_pb2.StageTask(recalls=missing), files=files)]
 
 
 def _drop_missing(

@@ -117,6 +117,23 @@ class Tape:
         return iter(self.others)
 
 
+class TwoFiles:
+    """An endpoint that lost one file and has another, offline."""
+
+    def __init__(self):
+        self.asked = []
+
+    def stat(self, keys):
+        return [state(exists=key != "lost") for key in keys]
+
+    def stage(self, keys):
+        self.asked += keys
+        return dict.fromkeys(keys, "1")
+
+    def list(self):
+        return iter([])
+
+
 class Catalog:
     def __init__(self):
         self.reported = []
@@ -135,11 +152,16 @@ class Catalog:
         return [stored(1, 0)]
 
 
-def polled(tape, times):
+def a_recall(key, **fields):
+    files = [storage_pb2.IdRange(first=1, count=1)]
+    return task_pb2.RecallTask(blob_id=7, key=key, files=files, **fields)
+
+
+def polled(tape, times, recalls=(), catalog=None):
     """The last outcome of a stage, the failures it recorded, and the faults that it reported."""
-    failures, catalog = [], Catalog()
-    recall = task_pb2.RecallTask(blob_id=7, key="k", files=[storage_pb2.IdRange(first=1, count=1)])
-    payload = task_pb2.StageTask(recalls=[recall]).SerializeToString()
+    failures, catalog = [], catalog or Catalog()
+    recalls = recalls or [a_recall("k")]
+    payload = task_pb2.StageTask(recalls=recalls).SerializeToString()
     context = SimpleNamespace(
         tape=tape, catalog=catalog, config=SimpleNamespace(recall=RecallConfig())
     )
@@ -163,6 +185,34 @@ def test_a_copy_that_is_gone_is_forgotten_unless_everything_seems_gone():
     assert faults == [7]
     with pytest.raises(Unavailable, match="mounted"):
         polled(Tape(exists=False), SILENT_POLLS)
+
+
+def test_a_file_that_is_lost_holds_up_no_others():
+    """Not even where the endpoint has to be looked after before anything may count as lost."""
+    outcome, failures, faults = polled(TwoFiles(), SILENT_POLLS, [a_recall("lost"), a_recall("k")])
+    assert (failures, faults) == ([], [])
+    (waits,) = task_pb2.StageTask.FromString(outcome.payload).recalls
+    assert waits.key == "k"
+    (apart,) = outcome.follow_ups
+    assert (apart.kind, apart.files) == (task_pb2.Task.STAGE, 1)
+    (lost,) = task_pb2.StageTask.FromString(apart.payload).recalls
+    assert (lost.key, lost.silent_polls) == ("lost", SILENT_POLLS)
+    with pytest.raises(Unavailable, match="mounted"):
+        polled(TwoFiles(), 1, [lost])
+
+
+def test_nothing_is_asked_of_the_endpoint_by_a_stage_that_fails():
+    """Each would be a reference to the endpoint's buffer that nobody gives back."""
+
+    class Down(Catalog):
+        def files(self, ranges):
+            raise Unavailable("DOWN", "no catalog")
+
+    tape = TwoFiles()
+    tape.stat = lambda keys: [state(error="broken" if key == "bad" else "") for key in keys]
+    with pytest.raises(Unavailable, match="no catalog"):
+        polled(tape, 1, [a_recall("bad", requests=MOST_REQUESTS), a_recall("k")], Down())
+    assert tape.asked == []
 
 
 def test_the_pause_between_polls_is_bounded_however_long_a_recall_waits():
