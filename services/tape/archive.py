@@ -72,15 +72,24 @@ def release_abandoned(context: Context) -> None:
     oldest = context.config.archive.abandoned_seconds
     wanted = catalog.ListBlobsRequest(tier=Blob.TAPE, states=[Blob.WRITING], min_age_seconds=oldest)
     for blob in context.catalog.blobs(wanted):
-        if abandoned(context, blob):
+        if abandoned(context, blob) and release(context, blob.id):
             log.warning("claim_abandoned", blob=blob.id, key=blob.key)
-            context.catalog.release_aggregate(blob.id)
             context.tape.remove(blob.key)
 
 
 def abandoned(context: Context, blob: Blob) -> bool:
     """Whether no task will write this claimed aggregate, if it is old enough to have one."""
     return not context.ledger.count(_key(blob.id), Task.ARCHIVE)
+
+
+def release(context: Context, blob_id: int) -> bool:
+    """Give up a claimed aggregate; False when a slow attempt has sealed it just now."""
+    try:
+        context.catalog.release_aggregate(blob_id)
+    except FailedPrecondition:
+        log.info("claim_sealed_meanwhile", blob=blob_id)
+        return False
+    return True
 
 
 def _archivable(context: Context) -> Iterator[tuple[storage_pb2.Holding, list[Blob], float]]:
@@ -176,11 +185,8 @@ def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
     if state in (Blob.WRITTEN, Blob.SAFE, Blob.LOST):
         # A lost one keeps its bytes too: they may turn out good, or be all that is left.
         return _recorded(context, task)
-    if state == Blob.WRITING:
-        try:
-            context.catalog.release_aggregate(task.blob_id)
-        except FailedPrecondition:
-            return _recorded(context, task)  # The attempt before has sealed it just now.
+    if state == Blob.WRITING and not release(context, task.blob_id):
+        return _recorded(context, task)
     crash.point("tape.archive.released")
     context.tape.remove(task.key)
     try:

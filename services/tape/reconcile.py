@@ -21,7 +21,7 @@ from services.kit.catalogclient import Blob, in_batches
 from services.kit.jobs import Done, Job, JobContext
 from services.kit.objectstore import HEALTH_KEY
 from services.kit.ownership import blob_number, task_of
-from services.tape.archive import abandoned
+from services.tape.archive import abandoned, release
 from services.tape.context import Context
 
 log = structlog.get_logger(__name__)
@@ -126,15 +126,20 @@ class _Look:
     def _unwritten(self) -> Iterator[Orphan]:
         """Blobs in WRITING whose task is over: nobody will complete them."""
         for blob in self._blobs(Blob.TAPE, Blob.WRITING):
-            if abandoned(self._context, blob):
-                if not self._options.dry_run:
-                    self._catalog.release_aggregate(blob.id)
-                    self._tape.remove(blob.key)
+            if abandoned(self._context, blob) and self._is_released(blob):
                 yield self._of_blob(blob, "its archive task is over")
         writing = (b for b in self._blobs(Blob.CACHE, Blob.WRITING) if self._is_unwritten(b))
         for batch in in_batches(writing, _BATCH):
             for blob in self._let_go(batch):
                 yield self._of_blob(blob, f"its writer ({blob.writer}) never completed it")
+
+    def _is_released(self, blob: Blob) -> bool:
+        """Whether the claim was given up, or would be."""
+        if not self._options.dry_run:
+            if not release(self._context, blob.id):
+                return False
+            self._tape.remove(blob.key)
+        return True
 
     def _is_unwritten(self, blob: Blob) -> bool:
         task = task_of(blob.writer)

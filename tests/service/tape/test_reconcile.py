@@ -13,6 +13,8 @@ from nearline.catalog.v1 import catalog_pb2 as api
 from nearline.tape.v1.tape_pb2 import Orphan
 from nearline.type.v1.storage_pb2 import Blob
 from services.kit.ownership import working_on
+from services.tape.archive import release_abandoned
+from services.tape.config import ArchiveConfig
 from tests.service.catalog.harness import a_file
 from tests.service.tape.harness import MIB, TapeStore, contents
 
@@ -212,6 +214,40 @@ def test_interrupted_removals_and_abandoned_claims_are_finished(store: TapeStore
     assert store.tape_files() == {tape.key}
     assert {store.blob(n).state for n in (cached.id, claim.id)} == {Blob.REMOVED}
     assert store.to_tape(other).state == Blob.SAFE
+
+
+def test_a_claim_that_is_sealed_meanwhile_leaves_the_others_no_orphans(store: TapeStore) -> None:
+    sealed, _ = store.archive(store.put(contents(1000))[0])
+    stale = Blob()
+    stale.CopyFrom(store.blob(sealed.id))
+    stale.state = Blob.WRITING
+
+    class Early:
+        """A catalog that listed the first claim just before it was sealed."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(store.client, name)
+
+        def blobs(self, request: api.ListBlobsRequest) -> object:
+            if list(request.states) == [Blob.WRITING] and request.tier == Blob.TAPE:
+                yield stale
+            yield from store.client.blobs(request)
+
+    def abandoned_claim() -> Blob:
+        put, _ = store.put(contents(2000), store.catalog.open())
+        (waiting,) = [w for w in store.client.archivable(0) if w.holding.id == put.holding.id]
+        sources = [blob.id for blob in waiting.blobs]
+        return store.client.claim_aggregate(put.holding.id, sources, f"key {sources}").blob
+
+    store.context = store.with_(catalog=Early())
+    claim = abandoned_claim()
+    assert ("BLOB", claim.key, "REMOVED") in found(store.orphans())
+    store.context.config.archive = ArchiveConfig(abandoned_seconds=0)
+    claim = abandoned_claim()
+    release_abandoned(store.context)
+    assert store.blob(claim.id).state == Blob.REMOVED
+    assert store.blob(sealed.id).state in (Blob.WRITTEN, Blob.SAFE)
+    assert sealed.key in store.tape_files()
 
 
 def test_bad_objects_and_tape_files_go_once_they_are_replaced(store: TapeStore) -> None:
