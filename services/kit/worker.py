@@ -204,6 +204,8 @@ class Worker:
         finally:
             self._out = None
             call.cancel()
+            # A stream that broke is not cancelled any more: its sender ends by this.
+            out.put_nowait(None)
             if beats is not None:
                 await _cancelled(beats)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
 import time
 
@@ -16,6 +18,7 @@ from services.kit.channel import aio_channel
 from services.kit.config import DatabaseConfig, PeerConfig
 from services.kit.jobs import new_task
 from services.kit.worker import Done, Job, JobContext, Worker
+from tests.fixtures.tcpproxy import Link
 from tests.service.kit.test_process import free_ports
 from tests.service.monitor.asynctests import sync
 from tests.service.monitor.conftest import database_config
@@ -191,6 +194,24 @@ async def test_a_worker_waits_for_a_ledger_that_comes_later(
         async with replica(database_config, listen=peer.address) as one:
             id_ = await submit(one.stub, spec(), [UPLOAD])
             assert (await ended(one.stub, id_)).state == Transaction.COMPLETE
+
+
+@sync
+async def test_a_lost_connection_leaves_no_sender_behind(database_config: DatabaseConfig) -> None:
+    complaints: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    handlers = {Task.UPLOAD: lambda job, context: Done(1, 1, 1, 1)}
+    async with replica(database_config) as one:
+        port = int(one.peer.address.rpartition(":")[2])
+        with contextlib.closing(Link(lambda: port)) as link:
+            async with worker(PeerConfig(address=f"127.0.0.1:{link.port}"), handlers):
+                await ended(one.stub, await submit(one.stub, spec(), [UPLOAD]))
+                link.cut()
+                link.heal()
+                await ended(one.stub, await submit(one.stub, spec(), [UPLOAD]))
+                gc.collect()
+    assert complaints == []
 
 
 @sync
