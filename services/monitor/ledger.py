@@ -74,9 +74,9 @@ class Ledger:
         yield _stored(following)
         async for request in requests:
             if request.WhichOneof("message") == "commit":
-                yield SubmitResponse(transaction=await self._accept(spec.id, request.commit))
+                yield SubmitResponse(transaction=await self._accept(spec, request.commit))
                 return
-            stored = await self._store(spec.id, request)
+            stored = await self._store(spec, request)
             if stored is None:
                 yield SubmitResponse(transaction=await self.get(spec.id))
                 return
@@ -195,17 +195,19 @@ class Ledger:
     async def _find(self, id_: str, visible: monitor_pb2.Visibility) -> int:
         return await self._database.read(transactions.find, submissions.checked_id(id_), visible)
 
-    async def _store(self, id_: str, request: SubmitRequest) -> int | None:
+    async def _store(self, spec: monitor_pb2.TransactionSpec, request: SubmitRequest) -> int | None:
         if request.WhichOneof("message") != "paths":
             raise InvalidArgument("PATHS_EXPECTED", "after the header come paths, then the commit")
         submissions.check_paths(request.paths)
-        return await self._database.write(submissions.store, id_, request.paths)
+        return await self._database.write(submissions.store, spec, request.paths)
 
-    async def _accept(self, id_: str, commit: SubmitRequest.Commit) -> Transaction:
+    async def _accept(
+        self, spec: monitor_pb2.TransactionSpec, commit: SubmitRequest.Commit
+    ) -> Transaction:
         submissions.check_commit(commit)
-        await self._database.write(submissions.accept, id_, commit, self._config)
+        await self._database.write(submissions.accept, spec, commit, self._config)
         crash.point("monitor.accept.after_commit")
-        return await self.get(id_)
+        return await self.get(spec.id)
 
     def _on_notice(self, notice: Notice) -> None:
         self._dispatcher.hint(notice.kinds)

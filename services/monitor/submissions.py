@@ -75,24 +75,24 @@ def begin(connection: Connection, spec: TransactionSpec, config: LedgerConfig) -
     values = (spec.id, spec.SerializeToString(), spec.identity.user, spec.group)
     known, following = sql.rows(connection, _BEGIN, values)[0]
     # Looked for behind the insert, which waits for an acceptance that goes on.
-    for (accepted,) in sql.rows(connection, "SELECT spec FROM txn WHERE id = %s", (spec.id,)):
-        _check_same(spec, TransactionSpec.FromString(bytes(accepted)))
+    if _is_accepted(connection, spec):
         sql.run(connection, "DELETE FROM submission WHERE id = %s", (spec.id,))
         return None
-    _check_same(spec, TransactionSpec.FromString(bytes(known)))
+    _check_same(spec, known)
     admission.check(connection, spec.identity.user, spec.group, config, besides=spec.id)
     return int(following)
 
 
 def store(
-    connection: Connection, transaction_id: str, batch: monitor_pb2.SubmitRequest.Paths
+    connection: Connection, asked: TransactionSpec, batch: monitor_pb2.SubmitRequest.Paths
 ) -> int | None:
     """Keep a batch; position of the next path. What is stored already may come again.
 
     None when there is a transaction already: the request was cancelled, or accepted by a repeat.
-    Raises FailedPrecondition for a gap and AlreadyExists when other paths stand there.
+    Raises FailedPrecondition for a gap, AlreadyExists when other paths stand there, and as `begin`
+    does when the id has come to be another request's meanwhile.
     """
-    following = _lock(connection, transaction_id)
+    following = _lock(connection, asked)
     if following is None:
         return None
     if batch.first > following:
@@ -102,30 +102,31 @@ def store(
             next=following,
         )
     known = min(following - batch.first, len(batch.paths))
-    if known and _stored(connection, transaction_id, batch.first, known) != batch.paths[:known]:
+    if known and _stored(connection, asked.id, batch.first, known) != batch.paths[:known]:
         raise AlreadyExists(
             "PATHS_DIFFER",
             f"other paths are stored from {batch.first} on; send the same list, or take a new id",
         )
     fresh = batch.paths[known:]
     for chunk, paths in _chunks(following, fresh):
-        sql.run(connection, _APPEND, (transaction_id, chunk, paths))
+        sql.run(connection, _APPEND, (asked.id, chunk, paths))
     statement = "UPDATE submission SET next = %s, updated_at = now() WHERE id = %s"
-    sql.run(connection, statement, (following + len(fresh), transaction_id))
+    sql.run(connection, statement, (following + len(fresh), asked.id))
     return following + len(fresh)
 
 
 def accept(
     connection: Connection,
-    transaction_id: str,
+    asked: TransactionSpec,
     commit: monitor_pb2.SubmitRequest.Commit,
     config: LedgerConfig,
 ) -> None:
     """Make the transaction and its first tasks; nothing when it is accepted already.
 
-    Raises FailedPrecondition, ResourceExhausted.
+    Raises FailedPrecondition, ResourceExhausted, and as `begin` does when the id has come to be
+    another request's meanwhile.
     """
-    stored = _lock(connection, transaction_id)
+    stored = _lock(connection, asked)
     if stored is None:
         return
     if stored != commit.total:
@@ -135,9 +136,7 @@ def accept(
             next=stored,
         )
     statement = "DELETE FROM submission WHERE id = %s RETURNING spec"
-    spec = TransactionSpec.FromString(
-        bytes(sql.rows(connection, statement, (transaction_id,))[0][0])
-    )
+    spec = TransactionSpec.FromString(bytes(sql.rows(connection, statement, (asked.id,))[0][0]))
     admission.check(connection, spec.identity.user, spec.group, config)
     warnings = [*spec.warnings, *commit.warnings]
     spec.ClearField("warnings")
@@ -223,19 +222,34 @@ def _is_visible(spec: TransactionSpec, visible: monitor_pb2.Visibility) -> bool:
     return in_groups and visible.user in ("", spec.identity.user)
 
 
-def _lock(connection: Connection, transaction_id: str) -> int | None:
-    """Lock a submission; position of its next path, None when it is a transaction by now."""
-    statement = "SELECT next FROM submission WHERE id = %s FOR UPDATE"
-    for (following,) in sql.rows(connection, statement, (transaction_id,)):
+def _lock(connection: Connection, asked: TransactionSpec) -> int | None:
+    """Lock a submission; position of its next path, None when it is a transaction by now.
+
+    Checked at each step, not only when it begins: a retry takes its id from a submission, and one
+    that was silent for long is dropped, so that somebody else may begin under the id.
+    """
+    statement = "SELECT spec, next FROM submission WHERE id = %s FOR UPDATE"
+    for known, following in sql.rows(connection, statement, (asked.id,)):
+        _check_same(asked, known)
         return int(following)
-    if sql.rows(connection, "SELECT 1 FROM txn WHERE id = %s", (transaction_id,)):
+    if _is_accepted(connection, asked):
         return None
     raise FailedPrecondition(
         "SUBMISSION_GONE", "the submission was dropped meanwhile; send the request again"
     )
 
 
-def _check_same(asked: TransactionSpec, known: TransactionSpec) -> None:
+def _is_accepted(connection: Connection, asked: TransactionSpec) -> bool:
+    """Whether there is a transaction of the request. Raises as `begin` when it is another's."""
+    found = sql.rows(connection, "SELECT spec FROM txn WHERE id = %s", (asked.id,))
+    for (known,) in found:
+        _check_same(asked, known)
+    return bool(found)
+
+
+def _check_same(asked: TransactionSpec, stored: memoryview) -> None:
+    """Raise PermissionDenied or AlreadyExists unless what is stored is the spec ``asked``."""
+    known = TransactionSpec.FromString(bytes(stored))
     if asked.identity.user != known.identity.user:
         raise PermissionDenied(
             "TRANSACTION_FOREIGN", "this transaction id is another user's; take a new one"

@@ -70,10 +70,10 @@ class StorePair:
     ) -> None:
         if paths:
             batch = pb.SubmitRequest.Paths(first=0, paths=paths)
-            assert self.database.write_sync(submissions.store, asked.id, batch) == len(paths)
+            assert self.database.write_sync(submissions.store, asked, batch) == len(paths)
         commit = pb.SubmitRequest.Commit(total=len(paths), chunk_kind=Task.SCAN, tasks=tasks)
         for _ in range(2):
-            self.database.write_sync(submissions.accept, asked.id, commit, CONFIG)
+            self.database.write_sync(submissions.accept, asked, commit, CONFIG)
 
     def cancel(self, random: Random) -> None:
         """Any transaction, ended ones too."""

@@ -30,7 +30,7 @@ def submit(database: Database, user: str) -> None:
     tasks = [new_task(KINDS[n % 2]) for n in range(100)]
     database.write_sync(submissions.begin, asked, LedgerConfig())
     commit = pb.SubmitRequest.Commit(tasks=tasks)
-    database.write_sync(submissions.accept, asked.id, commit, LedgerConfig())
+    database.write_sync(submissions.accept, asked, commit, LedgerConfig())
 
 
 def said(random: Random, task: Leased) -> WorkRequest:

@@ -17,7 +17,7 @@ from nearline.type.v1.transaction_pb2 import Transaction
 from services.kit.channel import sync_channel
 from services.kit.config import DatabaseConfig
 from services.kit.errors import InvalidArgument, from_rpc_error
-from services.kit.jobs import Done, Job, JobContext, new_task
+from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
 from services.kit.retrying import retry_id
 from services.tape.context import OpenTasks
 from tests.service.monitor.asynctests import sync
@@ -141,6 +141,28 @@ async def test_what_was_given_up_is_run_again_as_it_was_and_its_files_counted(
         assert files.payloads == [b""]
 
 
+@pytest.mark.parametrize("left", [2, 0])
+@sync
+async def test_files_that_failed_before_their_task_did_are_counted_once(
+    database_config: DatabaseConfig, left: int
+) -> None:
+    def stage(job: Job, context: JobContext) -> Deferred:
+        if job.payload:
+            raise InvalidArgument("BROKEN", "it cannot be done")
+        context.failures([("/a", "GONE", "gone")])
+        return Deferred(0.0, payload=b"without /a")
+
+    async with replica(database_config) as one, worker(one.peer, {Task.STAGE: stage}):
+        tasks = [new_task(Task.STAGE, files=1 + left)]
+        id_ = await submit(one.stub, spec(action=Transaction.STAGE), tasks)
+        assert (await ended(one.stub, id_)).files_failed == 1 + left
+        again = await retry(one, id_)
+        assert paths_of(one, again.id) == [["/a"]]
+        counted = one.rows("SELECT kind, files FROM task WHERE txn = 2 ORDER BY kind")
+        assert counted == sorted([(Task.STAGE, left), (Task.RESOLVE, 0)])
+        assert again.files_total == left
+
+
 @sync
 async def test_paths_that_meant_nothing_are_asked_for_as_before(
     database_config: DatabaseConfig,
@@ -240,7 +262,10 @@ async def test_nobody_slips_paths_or_a_transaction_of_their_own_into_a_retry(
         assert [(await anext(slipping)).stored.next for _ in range(2)] == [0, 1]
         again = await retry(one, id_)
         retried.set()
-        assert (await anext(slipping)).WhichOneof("message") == "transaction"
+        # What has come to be alice's is not shown to whom it displaced.
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await anext(slipping)
+        assert from_rpc_error(refused.value).reason == "TRANSACTION_FOREIGN"
         assert again.user == "alice"
         assert paths_of(one, again.id) == [["/a"]]
         assert not one.rows("SELECT 1 FROM submission")

@@ -172,6 +172,37 @@ async def test_unfinished_submissions_are_dropped(database_config: DatabaseConfi
 
 
 @sync
+async def test_a_stream_that_was_silent_for_long_adds_nothing_to_another_users_request(
+    database_config: DatabaseConfig,
+) -> None:
+    async with replica(database_config) as one:
+        late, other = spec(), spec("bob")
+        other.id = late.id
+        began = asyncio.Event()
+
+        async def silent(last: pb.SubmitRequest) -> AsyncIterator[pb.SubmitRequest]:
+            yield header(late)
+            await began.wait()
+            yield last
+
+        for last in (batch(0, ["/late"]), commit(1, chunk_kind=Task.SCAN)):
+            began.clear()
+            stream = aiter(one.stub.Submit(silent(last)))
+            await anext(stream)
+            one.change("UPDATE submission SET updated_at = now() - interval '2 days'")
+            one.database.write_sync(purge_submissions, 86400.0)
+            await answers(one.stub, header(other), batch(0, ["/of/bob"]))
+            began.set()
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await anext(stream)
+            assert errors.from_rpc_error(refused.value).reason == "TRANSACTION_FOREIGN"
+            assert one.rows("SELECT paths FROM path_chunk") == [(["/of/bob"],)]
+            one.change("DELETE FROM submission")
+            one.change("DELETE FROM path_chunk")
+        assert not one.rows("SELECT 1 FROM txn")
+
+
+@sync
 async def test_a_long_list_needs_little_memory(database_config: DatabaseConfig) -> None:
     total, size = 200_000, 1000
 
