@@ -14,6 +14,7 @@ _SEAL = "services/catalog/seal.py"
 _RECONCILE = "services/tape/reconcile.py"
 _DOWNLOAD = "services/transfer/download.py"
 _TEST_BOOK = "tests/unit/monitor/test_book.py"
+_TEST_RETRY = "tests/service/monitor/test_retry.py"
 _TEST_BLOBS = "tests/service/catalog/test_blobs.py"
 
 
@@ -54,6 +55,11 @@ MUTATIONS = (
         "a", "a result is believed although its failures did not arrive", _BOOK,
         "elif body.files_failed != failures_stored:", "elif False:",
         f"{_TEST_BOOK}::test_a_result_whose_failures_got_lost_is_tried_again",
+    ),
+    Mutation(
+        "a", "a retry counts again what had failed before", "services/monitor/retries.py",
+        "WHEN files > 0 THEN files\n", "WHEN files > 0 THEN files_failed\n",
+        f"{_TEST_RETRY}::test_files_that_failed_before_their_task_did_are_counted_once",
     ),
     Mutation(
         "b", "the last copy of a file may be taken away", _REMOVAL,

@@ -31,7 +31,7 @@ def leftovers(
             entries.append(Entry(task.kind, task.payload, chunk=len(chunks)))
             chunks.append(old.chunks[task.chunk])
         elif task.state == TaskProto.FAILED:
-            entries.append(_as_it_was(task))
+            entries.append(_as_it_was(rows, task))
     met = Entry(met.kind, met.payload, met.cost)
     for meeting, like in ((True, Entry(asked_kind)), (False, met)):
         paths = list(dict.fromkeys(_failed_paths(rows, old.book.seq, meeting)))
@@ -41,8 +41,9 @@ def leftovers(
     return entries, chunks
 
 
-def _as_it_was(task: Task) -> Entry:
-    files = 0 if task.kind == TaskProto.SCAN else task.files or task.files_failed
+def _as_it_was(rows: Rows, task: Task) -> Entry:
+    before = sum(f.task == task.id and f.token != task.ended_token for f in rows.counted)
+    files = 0 if task.kind == TaskProto.SCAN else task.files or task.files_failed - before
     last = task.kind == TaskProto.FINISH_DIRECTORIES
     return Entry(task.kind, task.payload, task.cost, key=task.key, last=last, files=files)
 

@@ -29,6 +29,8 @@ class Node:
     """So many attempts fail first."""
     permanent: bool = False
     poison: bool = False
+    spared: int = 0
+    """So many polls go well before any of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class Plans:
         """What one attempt at a task says; None when it kills its worker."""
         number, poll, files = self._read(task, paths)
         node = self._nodes[number]
+        if poll < node.spared:
+            return self._serve(task, node, number, poll, files)
         self._tried[number] = self._tried.get(number, 0) + 1
         if self.is_down(task, now):
             return iter([_fail(task, files, transient=True, retry_after=20)])
@@ -88,11 +92,16 @@ class Plans:
     def _say(
         self, task: Leased, node: Node, number: int, poll: int, files: int
     ) -> Iterator[pb.WorkRequest]:
-        lease = pb.Lease(task_id=task.task_id, token=task.token)
         if node.permanent or self._tried[number] <= node.transient:
             after = 20 if self._chance.random() < 0.2 else 0
             yield _fail(task, files, transient=not node.permanent, retry_after=after)
-            return
+        else:
+            yield from self._serve(task, node, number, poll, files)
+
+    def _serve(
+        self, task: Leased, node: Node, number: int, poll: int, files: int
+    ) -> Iterator[pb.WorkRequest]:
+        lease = pb.Lease(task_id=task.task_id, token=task.token)
         failed = self._chance.choice((0, 0, 0, self._chance.randint(0, files)))
         yield from _failures(lease, b"%d.%d" % (number, poll), failed, self._chance.random() < 0.5)
         if poll < node.polls:
@@ -149,12 +158,13 @@ class Plans:
 
     def _node(self, kind: int, files: int) -> Node:
         fate = self._chance.random()
+        polls = self._chance.randint(0, 3) if kind == Task.STAGE else 0
         return Node(
-            kind, files,
-            polls=self._chance.randint(0, 3) if kind == Task.STAGE else 0,
+            kind, files, polls,
             transient=self._chance.choice((1, 3, 1000)) if fate < 0.15 else 0,
             permanent=0.15 < fate < 0.2,
             poison=0.2 < fate < 0.205,
+            spared=self._chance.randint(0, polls),
         )  # fmt: skip
 
     def _task(self, node: Node, **options: object) -> pb.NewTask:
