@@ -8,8 +8,10 @@ from sqlalchemy import Connection, Row, text
 
 from nearline.catalog.v1 import catalog_pb2 as api
 from nearline.type.v1.storage_pb2 import Blob
+from services.catalog import copies as copying
 from services.catalog import cursors, removal, usage
 from services.catalog.blobs import MOST_BLOBS, message
+from services.catalog.copies import Copies
 from services.catalog.locks import Lock, hold
 from services.catalog.rules import (
     CACHE,
@@ -49,12 +51,6 @@ _LISTED = text(f"""
         AND (:any_file OR t.file_id = ANY(:files))
     ORDER BY t.blob_id, t.file_id LIMIT :limit
 """)
-_NEIGHBOURS = text(f"""
-    SELECT id FROM blob WHERE id IN (
-        SELECT l.blob_id FROM location l WHERE l.file_id = ANY(:files) AND l.tier = {CACHE}
-    ) ORDER BY id FOR UPDATE
-""")
-_LOCK_FILES = text("SELECT id FROM file WHERE id = ANY(:files) ORDER BY id FOR UPDATE")
 # Only what has an open fault in the blob, and no other copy in the tier by now.
 _LOCATE = text("""
     INSERT INTO location (file_id, blob_id, "offset", tier)
@@ -147,10 +143,9 @@ def reinstate(connection: Connection, request: api.ReinstateCopiesRequest) -> in
     files = list(request.file_ids)
     check_number(len(files), "file_ids", least=1, most=MOST_BLOBS)
     hold(connection, Lock.REMOVE)
-    (row,) = removal.locked(connection, [request.blob_id])
+    found = copying.lock(connection, Copies([request.blob_id], files, "fault"))
+    (row,) = found.rows
     check_reinstated(row.id, row.tier, row.state, request.state)
-    neighbours = list(connection.scalars(_NEIGHBOURS, {"files": files}))
-    connection.execute(_LOCK_FILES, {"files": files})
     wanted = {"blob": row.id, "files": files, "tier": row.tier, "state": request.state}
     back = list(connection.scalars(_LOCATE, wanted))
     connection.execute(_REPAIRED, wanted)
@@ -160,7 +155,7 @@ def reinstate(connection: Connection, request: api.ReinstateCopiesRequest) -> in
         usage.add(connection, part.holding_id, row.tier, (0, 0), (part.files, part.bytes))
     connection.execute(_REVIVE, {"files": back})
     connection.execute(_TAKE_BACK, wanted)
-    removal.archive_needed(connection, [row.id, *neighbours])
+    removal.archive_needed(connection, [row.id, *found.neighbours])
     log.warning("copies_reinstated", blob=row.id, key=row.key, files=len(back))
     return len(back)
 

@@ -12,8 +12,10 @@ from sqlalchemy import Connection, Row, text
 
 from nearline.catalog.v1.catalog_pb2 import ReportFaultRequest
 from nearline.type.v1.storage_pb2 import Blob
+from services.catalog import copies as copying
 from services.catalog import usage
 from services.catalog.blobs import message
+from services.catalog.copies import Copies, Locked
 from services.catalog.locks import Lock, hold
 from services.catalog.rules import (
     CACHE,
@@ -31,13 +33,12 @@ from services.catalog.rules import (
     invalid,
     step_needed,
 )
-from services.kit.errors import FailedPrecondition, NotFound
+from services.kit.errors import FailedPrecondition
 
 log = structlog.get_logger(__name__)
 
 _REACHABLE = (SAFE, REMOVING, REMOVED, LOST)
 
-_LOCK = text("SELECT * FROM blob WHERE id = ANY(:blobs) ORDER BY id FOR UPDATE")
 _SET = text("UPDATE blob SET state = :state WHERE id = ANY(:blobs)")
 _FREE_SOURCES = text("UPDATE blob SET aggregate_id = NULL WHERE aggregate_id = ANY(:blobs)")
 
@@ -76,20 +77,6 @@ _LAST_COPIES = text("""
     SELECT count(*) FROM location l WHERE l.blob_id = ANY(:blobs) AND (
         SELECT count(*) FROM location o
         WHERE o.file_id = l.file_id AND NOT o.blob_id = ANY(:blobs)) = 0
-""")
-_NEIGHBOURS = text(f"""
-    SELECT id FROM blob WHERE id IN (
-        SELECT c.blob_id FROM location t
-        JOIN location c ON c.file_id = t.file_id AND c.tier = {CACHE}
-        WHERE t.blob_id = ANY(:blobs) AND (:whole OR t.file_id = ANY(:files))
-    ) ORDER BY id
-""")
-_LOCK_FILES = text("""
-    SELECT count(*) FROM (
-        SELECT f.id FROM location l JOIN file f ON f.id = l.file_id
-        WHERE l.blob_id = ANY(:blobs) AND (:whole OR l.file_id = ANY(:files))
-        ORDER BY f.id FOR UPDATE OF f
-    ) AS locked
 """)
 _NOTE_FAULTS = text("""
     INSERT INTO fault (blob_id, file_id, "offset", reason)
@@ -183,18 +170,19 @@ def set_states(connection: Connection, blobs: Sequence[int], state: int, only_fr
             "state", "must be SAFE, REMOVING, REMOVED or LOST; RecordBlob sets the others"
         )
     hold(connection, Lock.REMOVE)
-    rows = [row for row in locked(connection, blobs) if only_from in (0, row.state)]
+    found = _locked_for(connection, blobs, state)
+    rows = [row for row in found.rows if only_from in (0, row.state)]
     changing = [row for row in rows if step_needed(row.id, row.tier, row.state, state)]
     numbers = [row.id for row in changing]
     if state == LOST:
         for number in numbers:
-            _fail(connection, number, [], "reported as lost")
+            _fail(connection, Copies([number]), "reported as lost")
+        archive_needed(connection, found.neighbours)
         return len(numbers)
     if any(row.state in READABLE for row in changing) and state != SAFE:
-        neighbours = _lock_copies(connection, _which(numbers, []))
         _keep_last_copies(connection, numbers)
         _remove(connection, numbers)
-        archive_needed(connection, neighbours)
+        archive_needed(connection, found.neighbours)
     connection.execute(_SET, {"state": state, "blobs": numbers})
     if state in (REMOVING, REMOVED):
         connection.execute(_FREE_SOURCES, {"blobs": numbers})
@@ -208,24 +196,25 @@ def report_fault(connection: Connection, request: ReportFaultRequest) -> list[in
     for number in request.file_ids:
         check_number(number, "file_ids", least=1)
     hold(connection, Lock.REMOVE)
-    (row,) = locked(connection, [request.blob_id])
+    copies = Copies([request.blob_id], list(request.file_ids))
+    found = copying.lock(connection, copies)
+    (row,) = found.rows
     if row.state in READABLE:
-        _fail(connection, row.id, list(request.file_ids), request.reason)
-    return list(connection.scalars(_LOST_FILES, _which([row.id], list(request.file_ids))))
-
-
-def locked(connection: Connection, blobs: Sequence[int]) -> Sequence[Row[Any]]:
-    """The rows of blobs, kept as they are until the end. NotFound: one is missing."""
-    rows = connection.execute(_LOCK, {"blobs": list(blobs)}).all()
-    missing = set(blobs) - {row.id for row in rows}
-    if missing:
-        raise NotFound("BLOB_NOT_FOUND", f"there is no blob {min(missing)}", blob_id=min(missing))
-    return rows
+        _fail(connection, copies, request.reason)
+        archive_needed(connection, found.neighbours)
+    return list(connection.scalars(_LOST_FILES, copies.arguments))
 
 
 def archive_needed(connection: Connection, blobs: Sequence[int]) -> None:
     """Find anew which cache blobs wait for tape: those with a file that has no tape copy."""
     connection.execute(_ARCHIVE_NEED, {"blobs": list(blobs)})
+
+
+def _locked_for(connection: Connection, blobs: Sequence[int], state: int) -> Locked:
+    """Blobs before a step: their copies stay where they are when they become SAFE."""
+    if state == SAFE:
+        return Locked(copying.lock_blobs(connection, blobs), [])
+    return copying.lock(connection, Copies(blobs))
 
 
 def _until(rows: Iterable[Row[Any]], most_bytes: int) -> list[Row[Any]]:
@@ -251,39 +240,26 @@ def _remove(connection: Connection, blobs: Sequence[int]) -> None:
     """Make readable blobs REMOVING: nothing reads them from the commit on."""
     if not blobs:
         return
-    _drop(connection, blobs, [])
+    _drop(connection, Copies(blobs))
     connection.execute(_SET, {"state": REMOVING, "blobs": list(blobs)})
     connection.execute(_CLOSE_FAULTS, {"blobs": list(blobs)})
 
 
-def _fail(connection: Connection, blob: int, files: list[int], reason: str) -> None:
-    """Forget copies of a blob that were found bad; it is LOST once none is left."""
-    which = _which([blob], files)
-    neighbours = _lock_copies(connection, which)
+def _fail(connection: Connection, copies: Copies, reason: str) -> None:
+    """Forget copies of one blob that were found bad; it is LOST once none is left."""
+    (blob,) = copies.blobs
+    which = copies.arguments
     faults = connection.execute(_NOTE_FAULTS, {**which, "reason": reason}).rowcount
     log.warning("copies_faulty", blob=blob, files=faults, reason=reason)
     lost = connection.execute(_MARK_LOST, which).rowcount
     if lost:
         log.error("files_lost", blob=blob, files=lost, reason=reason)
-    _drop(connection, [blob], files)
+    _drop(connection, copies)
     if not connection.scalar(_RECOUNT, {"blob": blob}):
         connection.execute(_SET, {"state": LOST, "blobs": [blob]})
-    archive_needed(connection, [blob, *neighbours])
 
 
-def _lock_copies(connection: Connection, which: dict[str, Any]) -> list[int]:
-    """Lock the files of copies, and the cache blobs that hold the same files: these blobs."""
-    neighbours = list(connection.scalars(_NEIGHBOURS, which))
-    connection.execute(_LOCK, {"blobs": neighbours})
-    connection.execute(_LOCK_FILES, which)
-    return neighbours
-
-
-def _drop(connection: Connection, blobs: Sequence[int], files: list[int]) -> None:
-    """Delete locations, of all files when none is named, and take them off the usage."""
-    for row in connection.execute(_DROP, _which(blobs, files)).all():
+def _drop(connection: Connection, copies: Copies) -> None:
+    """Delete locations, and take them off the usage."""
+    for row in connection.execute(_DROP, copies.arguments).all():
         usage.add(connection, row.holding_id, row.tier, (0, 0), (-row.files, -row.bytes))
-
-
-def _which(blobs: Sequence[int], files: list[int]) -> dict[str, Any]:
-    return {"blobs": list(blobs), "files": files, "whole": not files}
