@@ -31,7 +31,8 @@ from services.kit.db import Database
 log = structlog.get_logger(__name__)
 
 PAGE = 1000
-MOST_CLAIMED = 1000
+MOST_LOOKED_AT = 1000
+_FAULTS_LOOKED_AT = 50_000
 
 _LISTED = text(f"""
     SELECT t.blob_id, t.file_id, t."offset", t.reason, t.reported_at, t.repaired_at, t.repair,
@@ -77,31 +78,37 @@ _REPAIRED = text("""
     UPDATE fault SET repaired_at = now(), repair = 'read again and found good'
     WHERE blob_id = :blob AND file_id = ANY(:files) AND repaired_at IS NULL
 """)
+# As many blobs with faults as have about so many of them, so that no look takes long.
+_WINDOW = text("""
+    SELECT DISTINCT blob_id FROM (
+        SELECT blob_id FROM fault WHERE blob_id > :after ORDER BY blob_id, file_id LIMIT :faults
+    ) AS next ORDER BY blob_id LIMIT :blobs
+""")
 # A good copy: one that is safe on tape, or for a bad object another one in the cache.
+# `(SELECT … LIMIT 1) IS NULL` as in `seal`: a join could read all locations after a disk was lost.
 _REPLACED = text(f"""
     SELECT b.* FROM blob b
-    WHERE b.tier = :tier AND b.state = {LOST}
+    WHERE b.id = ANY(:window) AND b.tier = :tier AND b.state = {LOST}
         AND b.created_at <= now() - make_interval(secs => :age)
-        AND NOT EXISTS (
-            SELECT FROM fault t JOIN file f ON f.id = t.file_id
-            WHERE t.blob_id = b.id AND NOT EXISTS (
-                SELECT FROM location l JOIN blob o ON o.id = l.blob_id
-                WHERE l.file_id = f.id
+        AND (
+            SELECT t.file_id FROM fault t WHERE t.blob_id = b.id AND (
+                SELECT count(*) FROM location l JOIN blob o ON o.id = l.blob_id
+                WHERE l.file_id = t.file_id
                     AND (o.state = {SAFE} OR :tier = {CACHE} AND o.state = {STORED})
-            )
-        )
-    ORDER BY b.id LIMIT :limit
+            ) = 0 LIMIT 1
+        ) IS NULL
+    ORDER BY b.id
 """)
 # Objects with a fault in which only directories, links and empty files are left to read.
 _HOLLOW = text(f"""
     SELECT b.id FROM blob b
-    WHERE b.tier = {CACHE} AND b.state = {STORED} AND NOT b.needs_archive
-        AND b.id IN (SELECT blob_id FROM fault)
+    WHERE b.id = ANY(:window) AND b.tier = {CACHE} AND b.state = {STORED} AND NOT b.needs_archive
         AND b.created_at <= now() - make_interval(secs => :age)
-        AND NOT EXISTS (
-            SELECT FROM location l JOIN file f ON f.id = l.file_id
-            WHERE l.blob_id = b.id AND f.size > 0)
-    ORDER BY b.id LIMIT :limit
+        AND (
+            SELECT f.id FROM location l JOIN file f ON f.id = l.file_id
+            WHERE l.blob_id = b.id AND f.size > 0 LIMIT 1
+        ) IS NULL
+    ORDER BY b.id
 """)
 _OPEN = text(f"""
     SELECT b.tier, count(*) AS faults, count(*) FILTER (WHERE f.state = {FILE_LOST}) AS lost
@@ -160,33 +167,47 @@ def reinstate(connection: Connection, request: api.ReinstateCopiesRequest) -> in
     return len(back)
 
 
-def claim_replaced(connection: Connection, request: api.ClaimReplacedRequest) -> list[Blob]:
-    """Make blobs REMOVING that no file needs after a fault; in a dry run only name them."""
+def claim_replaced(
+    connection: Connection, request: api.ClaimReplacedRequest
+) -> api.ClaimReplacedResponse:
+    """Make blobs REMOVING that no file needs after a fault; in a dry run only name them.
+
+    Looks at some blobs behind ``after``, and tells where to go on: what must stay for now keeps
+    nothing behind it from being found.
+    """
     if request.tier not in (Blob.CACHE, Blob.TAPE):
         raise invalid("tier", "must be CACHE or TAPE")
     hold(connection, Lock.REMOVE)
+    window = _window(connection, request)
     attempt = connection.begin_nested()
-    claimed = _claim_replaced(connection, request)
+    claimed = _claim_replaced(connection, request, window)
     if request.dry_run:
         attempt.rollback()
     else:
         attempt.commit()
-    return claimed
+    return api.ClaimReplacedResponse(blobs=claimed, next_after=window[-1] if window else 0)
 
 
-def _claim_replaced(connection: Connection, request: api.ClaimReplacedRequest) -> list[Blob]:
+def _window(connection: Connection, request: api.ClaimReplacedRequest) -> list[int]:
     wanted = {
-        "tier": request.tier,
-        "age": request.min_age_seconds,
-        "limit": min(request.limit or MOST_CLAIMED, MOST_CLAIMED),
+        "after": check_number(request.after, "after"),
+        "blobs": min(request.limit or MOST_LOOKED_AT, MOST_LOOKED_AT),
+        "faults": _FAULTS_LOOKED_AT,
     }
+    return list(connection.scalars(_WINDOW, wanted))
+
+
+def _claim_replaced(
+    connection: Connection, request: api.ClaimReplacedRequest, window: Sequence[int]
+) -> list[Blob]:
+    wanted = {"window": window, "tier": request.tier, "age": request.min_age_seconds}
     lost = [message(row) for row in connection.execute(_REPLACED, wanted)]
     removal.set_states(connection, [blob.id for blob in lost], REMOVING)
     for blob in lost:
         blob.state = Blob.REMOVING
     if request.tier == TAPE:
         return lost
-    return lost + removal.evict(connection, list(connection.scalars(_HOLLOW, wanted)), 0)
+    return lost + removal.evict(connection, connection.scalars(_HOLLOW, wanted), 0)
 
 
 def open_counts(connection: Connection) -> tuple[dict[int, int], int]:

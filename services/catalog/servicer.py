@@ -169,8 +169,7 @@ class CatalogServicer(catalog_pb2_grpc.CatalogServiceServicer):
     async def ClaimReplaced(  # noqa: N802
         self, request: api.ClaimReplacedRequest, context: Context
     ) -> api.ClaimReplacedResponse:
-        claimed = await self._database.write(faults.claim_replaced, request)
-        return api.ClaimReplacedResponse(blobs=claimed)
+        return await self._database.write(faults.claim_replaced, request)
 
     async def ListStalePuts(  # noqa: N802
         self, request: api.ListStalePutsRequest, context: Context

@@ -227,13 +227,21 @@ class CatalogClient:
 
     def claim_replaced(
         self, tier: Blob.Tier.ValueType, min_age_seconds: int, *, dry_run: bool
-    ) -> Sequence[Blob]:
-        """Lost blobs whose files all have good copies elsewhere; REMOVING unless ``dry_run``."""
+    ) -> Iterator[Sequence[Blob]]:
+        """Lost blobs whose files all have good copies elsewhere; REMOVING unless ``dry_run``.
+
+        They come in batches, each of which is REMOVING when it comes; some are empty.
+        """
         request = catalog.ClaimReplacedRequest(
             tier=tier, min_age_seconds=min_age_seconds, dry_run=dry_run
         )
-        with _rpc_errors():
-            return self._stub.ClaimReplaced(request).blobs
+        while True:
+            with _rpc_errors():
+                answer = self._stub.ClaimReplaced(request)
+            yield answer.blobs
+            if not answer.next_after:
+                return
+            request.after = answer.next_after
 
     def stale_puts(self, min_age_seconds: int) -> Iterator[catalog.ListStalePutsResponse.Put]:
         """PUTs that left registered files or an empty holding, whether they run or not."""

@@ -183,14 +183,12 @@ class _Look:
     def _replaced(self, tier: Blob.Tier.ValueType) -> Iterator[Orphan]:
         """Blobs that no file needs any more after a fault."""
         dry_run, age = self._options.dry_run, int(self._options.grace)
-        while blobs := self._catalog.claim_replaced(tier, age, dry_run=dry_run):
+        for blobs in self._catalog.claim_replaced(tier, age, dry_run=dry_run):
             if not dry_run:
                 self._remove(blobs)
             for blob in blobs:
                 why = "it was found bad, and all its files have good copies"
                 yield self._of_blob(blob, why, Orphan.REPLACED_BLOB)
-            if dry_run:
-                return
 
     def _remove(self, blobs: Sequence[Blob]) -> None:
         """Remove the bytes of blobs in REMOVING, then say so."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
+import uuid
+
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from nearline.catalog.v1 import catalog_pb2 as api
 from nearline.type.v1.storage_pb2 import Blob
+from services.kit.catalogclient import CatalogClient
 from tests.service.catalog.harness import (
     Catalog,
     Member,
+    Put,
     a_directory,
     a_file,
     members,
+    ranges,
     refused,
 )
 
@@ -33,6 +40,24 @@ def reinstate(catalog: Catalog, blob: Blob, *files: int, state: int = Blob.STORE
 def replaced(catalog: Catalog, tier: int, *, dry_run: bool = False) -> list[int]:
     request = api.ClaimReplacedRequest(tier=tier, dry_run=dry_run)  # type: ignore[arg-type]
     return [blob.id for blob in catalog.stub.ClaimReplaced(request).blobs]
+
+
+def a_hollow_object(catalog: Catalog, put: Put, top: str) -> Blob:
+    """An object of a directory and a file, of which the file is bad and both are on tape."""
+    answer = catalog.register(put, {top: a_directory(), f"{top}/a": a_file(1)})
+    (blob,) = catalog.allocate(put.holding.id)
+    file = members({"/a": answer.file_ids[1]}, {"/a": b"a"})
+    catalog.record(blob, [Member(file_id=answer.file_ids[0], attributes=a_directory()), *file])
+    catalog.archive(put, [blob], state=Blob.SAFE)
+    catalog.fault(blob, answer.file_ids[1])
+    return blob
+
+
+def keep_in_cache(catalog: Catalog, blob: Blob) -> None:
+    """Pin what is left in an object for an hour."""
+    until = Timestamp(seconds=int(time.time()) + 3600)
+    numbers = [member.file.id for member in catalog.members([blob.id])]
+    catalog.stub.PinFiles(api.PinFilesRequest(files=ranges(numbers), until=until))
 
 
 def copies(catalog: Catalog, number: int) -> list[int]:
@@ -192,6 +217,38 @@ def test_an_object_with_nothing_but_directories_left_goes(catalog: Catalog) -> N
     assert catalog.blobs()[source.id].state == Blob.STORED
     assert replaced(catalog, Blob.CACHE) == [source.id]
     assert faults(catalog, open=True) == []
+
+
+def test_what_must_stay_keeps_nothing_behind_it_from_being_found(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = catalog.open()
+    hollow = [a_hollow_object(catalog, put, f"/{n}") for n in range(3)]
+    keep_in_cache(catalog, hollow[0])
+    monkeypatch.setattr("services.catalog.faults.MOST_LOOKED_AT", 1)
+    client = CatalogClient(catalog.channel, "test")
+    for dry_run in (True, False, True):
+        found = [list(page) for page in client.claim_replaced(Blob.CACHE, 0, dry_run=dry_run)]
+        claimed = [blob.id for page in found for blob in page]
+        assert claimed == [blob.id for blob in hollow[1:]], "and they are claimed once"
+        if not dry_run:
+            catalog.set_state(Blob.REMOVED, *hollow[1:])
+            hollow = hollow[:1]
+
+
+def test_a_look_for_replaced_blobs_is_bounded_by_their_faults(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = catalog.open()
+    for _ in range(3):
+        blob, _ = catalog.store(put, {f"/{uuid.uuid4()}": b"x" for _ in range(4)})
+        catalog.fault(blob)
+    monkeypatch.setattr("services.catalog.faults._FAULTS_LOOKED_AT", 3)
+    request, looked = api.ClaimReplacedRequest(tier=Blob.CACHE), []
+    while after := catalog.stub.ClaimReplaced(request).next_after:
+        looked.append(after)
+        request.after = after
+    assert looked == sorted(catalog.blobs()), "a blob whose faults do not fit is looked at too"
 
 
 def test_a_bad_tape_file_is_kept_until_another_is_safe(catalog: Catalog) -> None:

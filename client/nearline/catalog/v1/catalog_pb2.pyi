@@ -1590,14 +1590,17 @@ class ClaimReplacedRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     MIN_AGE_SECONDS_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
     tier: _storage_pb2.Blob.Tier.ValueType
     """Tier."""
     limit: _builtins.int
-    """At most this many; 0: 1000."""
+    """Look at this many blobs with faults at most; 0: 1000."""
     min_age_seconds: _builtins.int
     """Only blobs named at least this many seconds ago."""
     dry_run: _builtins.bool
     """Change nothing, only tell."""
+    after: _builtins.int
+    """Only blobs with higher numbers: `next_after` of the answer before; 0: from the first one on."""
     def __init__(
         self,
         *,
@@ -1605,10 +1608,11 @@ class ClaimReplacedRequest(_message.Message):
         limit: _builtins.int = ...,
         min_age_seconds: _builtins.int = ...,
         dry_run: _builtins.bool = ...,
+        after: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "limit", b"limit", "min_age_seconds", b"min_age_seconds", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "dry_run", b"dry_run", "limit", b"limit", "min_age_seconds", b"min_age_seconds", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1621,6 +1625,9 @@ class ClaimReplacedResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BLOBS_FIELD_NUMBER: _builtins.int
+    NEXT_AFTER_FIELD_NUMBER: _builtins.int
+    next_after: _builtins.int
+    """Where to go on, as `after`; 0: there are no more blobs with faults."""
     @_builtins.property
     def blobs(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.Blob]:
         """Blobs in state REMOVING; in a dry run they would be."""
@@ -1629,10 +1636,11 @@ class ClaimReplacedResponse(_message.Message):
         self,
         *,
         blobs: _abc.Iterable[_storage_pb2.Blob] | None = ...,
+        next_after: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "next_after", b"next_after"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -326,7 +326,8 @@ class CatalogServiceServicer:
 
     def ClaimReplaced(self, request, context):
         """Picks blobs that no file needs after a fault, as each has a good copy elsewhere, and makes them REMOVING: LOST ones, and cache
-        blobs in which nothing with bytes is left to read.
+        blobs in which nothing with bytes is left to read. Each call looks at some of the blobs with faults; go on until all were looked
+        at, also where an answer names none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -96,7 +96,8 @@ class CatalogServiceStub:
     """
     ClaimReplaced: _grpc.UnaryUnaryMultiCallable[_catalog_pb2.ClaimReplacedRequest, _catalog_pb2.ClaimReplacedResponse]
     """Picks blobs that no file needs after a fault, as each has a good copy elsewhere, and makes them REMOVING: LOST ones, and cache
-    blobs in which nothing with bytes is left to read.
+    blobs in which nothing with bytes is left to read. Each call looks at some of the blobs with faults; go on until all were looked
+    at, also where an answer names none.
     """
     ListStalePuts: _grpc.UnaryStreamMultiCallable[_catalog_pb2.ListStalePutsRequest, _catalog_pb2.ListStalePutsResponse]
     """Streams PUT transactions that left something without bytes: registered files that were not stored, or an empty holding. The
@@ -185,7 +186,8 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """
     ClaimReplaced: _aio.UnaryUnaryMultiCallable[_catalog_pb2.ClaimReplacedRequest, _catalog_pb2.ClaimReplacedResponse]  # type: ignore[assignment]
     """Picks blobs that no file needs after a fault, as each has a good copy elsewhere, and makes them REMOVING: LOST ones, and cache
-    blobs in which nothing with bytes is left to read.
+    blobs in which nothing with bytes is left to read. Each call looks at some of the blobs with faults; go on until all were looked
+    at, also where an answer names none.
     """
     ListStalePuts: _aio.UnaryStreamMultiCallable[_catalog_pb2.ListStalePutsRequest, _catalog_pb2.ListStalePutsResponse]  # type: ignore[assignment]
     """Streams PUT transactions that left something without bytes: registered files that were not stored, or an empty holding. The
@@ -391,7 +393,8 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_pb2.ClaimReplacedResponse, _abc.Awaitable[_catalog_pb2.ClaimReplacedResponse]]:
         """Picks blobs that no file needs after a fault, as each has a good copy elsewhere, and makes them REMOVING: LOST ones, and cache
-        blobs in which nothing with bytes is left to read.
+        blobs in which nothing with bytes is left to read. Each call looks at some of the blobs with faults; go on until all were looked
+        at, also where an answer names none.
         """
 
     @_abc_1.abstractmethod
