@@ -8,6 +8,7 @@ A service keeps its revisions in ``migrations/versions/`` and this as ``migratio
     run_env(METADATA)
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -26,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 # Any number will do, as long as every replica asks for the same one; locks are per database.
 _LOCK = 0x6E65_6172_6C69_6E65
+_LOCK_PAUSE_SECONDS = 0.5
 _CONNECTION = "connection"
 # More than any store gives out between two backups, and a nine-billionth of what a bigint holds.
 _SKIPPED = 10**9
@@ -106,8 +108,15 @@ def _skip_numbers(connection: Connection) -> int:
 
 
 def _lock(connection: Connection) -> None:
-    """Wait for the lock, which the connection's end gives up; migrations may take long."""
+    """Get the lock, which the connection's end gives up; migrations may take long.
+
+    By asking again and again: a statement that waited for it would have a snapshot, whose end
+    CREATE INDEX CONCURRENTLY of the replica that migrates waits for in turn.
+    """
     connection.execute(text("set statement_timeout = 0"))
     connection.execute(text("set idle_in_transaction_session_timeout = 0"))
-    connection.execute(text("select pg_advisory_lock(:key)"), {"key": _LOCK})
+    connection.commit()
+    while not connection.scalar(text("select pg_try_advisory_lock(:key)"), {"key": _LOCK}):
+        connection.commit()
+        time.sleep(_LOCK_PAUSE_SECONDS)
     connection.commit()

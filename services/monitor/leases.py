@@ -168,12 +168,13 @@ def _lease_shared(
     connection: Connection, stream: Registration, kind: int, most: int, taken: Taken
 ) -> None:
     """One by one, because each may be the last that its user gets here."""
-    statement = _LEASE.format(only=_OTHERS.format(only=_SMALL if stream.small_only else ""))
+    only = _SMALL if stream.small_only else ""
+    near, anywhere = (_LEASE.format(only=each.format(only=only)) for each in (_NEAR, _ANYWHERE))
     for _ in range(most):
         full = sql.rows(connection, _FULL, (stream.worker, stream.most_of_one))
         values = {"kind": kind, "most": 1, "worker": stream.worker,
                   "full": [user for (user,) in full]}  # fmt: skip
-        found = sql.rows(connection, statement, values)
+        found = sql.rows(connection, near, values) or sql.rows(connection, anywhere, values)
         if not found:
             if full or stream.small_only:
                 taken.held_back = True
@@ -217,14 +218,21 @@ def promote(connection: Connection) -> int:
     return len(due)
 
 
+def clock(connection: Connection) -> float:
+    """Seconds of the clock by which signs of life are dated."""
+    return float(sql.rows(connection, "SELECT extract(epoch FROM now())")[0][0])
+
+
 def expire(connection: Connection, lease_seconds: float, limits: Limits) -> int:
     """Take back leases of workers that gave no sign of life; how many leases."""
-    return _lose(connection, sql.rows(connection, _EXPIRED, (lease_seconds, _BATCH)), limits)
+    values = {"seconds": lease_seconds, "most": _BATCH}
+    return _lose(connection, sql.rows(connection, _EXPIRED, values), limits)
 
 
 def abandon(connection: Connection, patience_seconds: float, limits: Limits) -> int:
     """End leases of cancelled transactions whose workers did not let go; how many."""
-    return _lose(connection, sql.rows(connection, _STUCK, (patience_seconds, _BATCH)), limits)
+    values = {"seconds": patience_seconds, "most": _BATCH}
+    return _lose(connection, sql.rows(connection, _STUCK, values), limits)
 
 
 def _lose(connection: Connection, leases: Sequence[sql.Row], limits: Limits) -> int:
@@ -281,8 +289,8 @@ SELECT id, token, txn, kind, payload, chunk, attempt FROM leased ORDER BY vt, id
 # Spelled as in the index of small tasks.
 _SMALL = "AND cost <= 1"
 
-# By the fair order those of others stand near the head of the queue: no need to look behind it.
-_OTHERS = """AND id IN (
+# By the fair order those of others stand near the head of the queue as a rule.
+_NEAR = """AND id IN (
   SELECT id FROM (
     SELECT id, lane FROM task WHERE state = 1 AND kind = %(kind)s {only}
     ORDER BY priority, vt, id LIMIT 200
@@ -290,6 +298,17 @@ _OTHERS = """AND id IN (
   WHERE lane NOT IN (
     SELECT id FROM lane WHERE kind = %(kind)s AND user_name = ANY(%(full)s::text[])
   )
+)"""
+
+# Not where many small tasks stand before a large one, or many wait for one key. Several of each
+# lane, as other replicas may hold some; the cheapest, because an index finds small ones so.
+_ANYWHERE = """AND id IN (
+  SELECT head.id FROM lane l CROSS JOIN LATERAL (
+    SELECT h.id FROM task h WHERE h.lane = l.id AND h.state = 1 {only}
+      AND (key IS NULL OR NOT EXISTS (SELECT FROM task o WHERE o.key = h.key AND o.state = 2))
+    ORDER BY cost LIMIT 4
+  ) AS head
+  WHERE l.kind = %(kind)s AND l.user_name <> ALL(%(full)s::text[])
 )"""
 
 _FULL = """
@@ -307,13 +326,17 @@ SELECT id, kind FROM task WHERE state = 3 AND not_before <= now()
 ORDER BY not_before LIMIT %s FOR UPDATE SKIP LOCKED
 """
 
-_EXPIRED = """
-SELECT t.id, t.token FROM task t JOIN worker w ON w.id = t.holder
-WHERE w.seen_at < now() - %s * interval '1 second' ORDER BY t.id LIMIT %s
+# What was in the future is from before the clock was set back: nothing has come since.
+_LONG_AGO = """
+NOT BETWEEN now() - %(seconds)s * interval '1 second' AND now() + %(seconds)s * interval '1 second'
 """
 
-_STUCK = """
+_EXPIRED = f"""
+SELECT t.id, t.token FROM task t JOIN worker w ON w.id = t.holder
+WHERE w.seen_at {_LONG_AGO} ORDER BY t.id LIMIT %(most)s
+"""
+
+_STUCK = f"""
 SELECT t.id, t.token FROM txn x JOIN task t ON t.txn = x.seq AND t.holder IS NOT NULL
-WHERE x.finished_at IS NULL AND x.cancelled_at < now() - %s * interval '1 second'
-ORDER BY t.id LIMIT %s
+WHERE x.finished_at IS NULL AND x.cancelled_at {_LONG_AGO} ORDER BY t.id LIMIT %(most)s
 """

@@ -189,6 +189,8 @@ task = Table(
         "id",
         postgresql_where=text("state = 1 AND cost <= 1"),
     ),
+    # The cheapest of each lane, for slots that are kept for others than who fills the queue.
+    Index("task_lane", "lane", "cost", postgresql_where=text("state = 1")),
     # Given up, for operators.
     Index("task_parked", "id", postgresql_where=text("state = 6")),
     Index("task_delayed", "not_before", postgresql_where=text("state = 3")),

@@ -73,6 +73,20 @@ def test_many_replicas_migrate_once(
     migrate.check(database_config, tree)
 
 
+def test_replicas_that_wait_do_not_hold_up_an_index(
+    tree: Path, database_config: DatabaseConfig, database: Database
+) -> None:
+    body = """
+        op.execute("select pg_sleep(2)")  # Meanwhile the others come and wait.
+        with op.get_context().autocommit_block():
+            op.execute("create index concurrently another on thing (id)")
+    """
+    add(tree, "0002", SECOND.format(body=body.strip()))
+    with ThreadPoolExecutor(3) as replicas:
+        list(replicas.map(lambda _: upgrade_in_process(tree, database_config), range(3)))
+    assert version(database) == "0002"
+
+
 def upgrade_in_process(tree: Path, config: DatabaseConfig) -> None:
     program = f"""
         from services.kit import migrate

@@ -62,3 +62,50 @@ async def test_a_worker_for_small_work_takes_no_other_and_one_of_each_user(
         assert held(one) == {"alice": 1, "bob": 1, "carol": 1}
         costs = one.rows("SELECT DISTINCT cost FROM task WHERE holder IS NOT NULL")
         assert costs == [(0.5,)]
+
+
+@sync
+async def test_many_small_tasks_do_not_hide_the_large_one_of_another(
+    database_config: DatabaseConfig,
+) -> None:
+    async with replica(database_config) as one:
+        await submit(one.stub, spec("alice"), [new_task(Task.UPLOAD, cost=0.05)] * MANY)
+        await submit(one.stub, spec("bob"), [new_task(Task.UPLOAD, cost=60.0)])
+        raw = Raw(one.stub, slots=3, reserved=1)
+        await raw.connect()
+        await raw.send(credit=pb.WorkRequest.Credit(tasks=3))
+        await leases(raw, 3)
+        assert held(one) == {"alice": 2, "bob": 1}
+
+
+@sync
+async def test_tiny_tasks_do_not_hide_a_small_one_from_a_worker_for_small_work(
+    database_config: DatabaseConfig,
+) -> None:
+    async with replica(database_config) as one:
+        await submit(one.stub, spec("alice"), [new_task(Task.UPLOAD, cost=0.001)] * MANY)
+        other = [new_task(Task.UPLOAD, cost=cost) for cost in (5.0, 1.0)]
+        await submit(one.stub, spec("bob"), other)
+        raw = Raw(one.stub, slots=2, reserved=1, small_only=True)
+        await raw.connect()
+        await raw.send(credit=pb.WorkRequest.Credit(tasks=2))
+        await leases(raw, 2)
+        assert held(one) == {"alice": 1, "bob": 1}
+        costs = one.rows("SELECT cost FROM task WHERE holder IS NOT NULL ORDER BY cost")
+        assert [round(cost, 3) for (cost,) in costs] == [0.001, 1.0]
+
+
+@sync
+async def test_tasks_that_wait_for_their_key_do_not_hide_others(
+    database_config: DatabaseConfig,
+) -> None:
+    async with replica(database_config) as one:
+        same = [new_task(Task.UPLOAD, cost=0.05, key="one tape")] * MANY
+        await submit(one.stub, spec("alice"), same)
+        await submit(one.stub, spec("alice"), [new_task(Task.UPLOAD, cost=30.0)])
+        await submit(one.stub, spec("bob"), [new_task(Task.UPLOAD, cost=60.0)])
+        raw = Raw(one.stub, slots=4, reserved=1)
+        await raw.connect()
+        await raw.send(credit=pb.WorkRequest.Credit(tasks=3))
+        await leases(raw, 3)
+        assert held(one) == {"alice": 2, "bob": 1}
