@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 PAGE = 1000
 MOST_LOOKED_AT = 1000
 _FAULTS_LOOKED_AT = 50_000
+_FILES_COUNTED = 100_000
 
 _LISTED = text(f"""
     SELECT t.blob_id, t.file_id, t."offset", t.reason, t.reported_at, t.repaired_at, t.repair,
@@ -110,14 +111,20 @@ _HOLLOW = text(f"""
         ) IS NULL
     ORDER BY b.id
 """)
-_OPEN = text(f"""
-    SELECT b.tier, count(*) AS faults, count(*) FILTER (WHERE f.state = {FILE_LOST}) AS lost
-    FROM fault t JOIN blob b ON b.id = t.blob_id JOIN file f ON f.id = t.file_id
-    WHERE t.repaired_at IS NULL GROUP BY b.tier
+# Both touch only rows of open faults: a join with `file` could read all files there are.
+_OPEN = text("""
+    SELECT b.tier, CAST(sum(o.faults) AS bigint) AS faults FROM (
+        SELECT blob_id, count(*) AS faults FROM fault WHERE repaired_at IS NULL GROUP BY blob_id
+    ) AS o JOIN blob b ON b.id = o.blob_id
+    GROUP BY b.tier
 """)
 _LOST_FILES = text(f"""
-    SELECT count(DISTINCT f.id) FROM fault t JOIN file f ON f.id = t.file_id
-    WHERE t.repaired_at IS NULL AND f.state = {FILE_LOST}
+    SELECT max(o.file_id) AS last, count(*) FILTER (
+        WHERE (SELECT f.state FROM file f WHERE f.id = o.file_id) = {FILE_LOST}) AS lost
+    FROM (
+        SELECT DISTINCT file_id FROM fault WHERE repaired_at IS NULL AND file_id > :after
+        ORDER BY file_id LIMIT :files
+    ) AS o
 """)
 
 
@@ -210,10 +217,21 @@ def _claim_replaced(
     return lost + removal.evict(connection, connection.scalars(_HOLLOW, wanted), 0)
 
 
-def open_counts(connection: Connection) -> tuple[dict[int, int], int]:
-    """Open faults by tier, and files without any readable copy."""
-    faults = {row.tier: row.faults for row in connection.execute(_OPEN)}
-    return faults, int(connection.scalar(_LOST_FILES) or 0)
+async def open_counts(database: Database) -> tuple[dict[int, int], int]:
+    """Open faults by tier, and files without any readable copy. About a second for a million."""
+    faults = await database.read(_open)
+    lost = after = 0
+    while (counted := await database.read(_lost_files, after)).last is not None:
+        lost, after = lost + counted.lost, counted.last
+    return faults, lost
+
+
+def _open(connection: Connection) -> dict[int, int]:
+    return {row.tier: row.faults for row in connection.execute(_OPEN)}
+
+
+def _lost_files(connection: Connection, after: int) -> Row[Any]:
+    return connection.execute(_LOST_FILES, {"after": after, "files": _FILES_COUNTED}).one()
 
 
 def _page(

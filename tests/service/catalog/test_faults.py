@@ -7,9 +7,11 @@ import uuid
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import REGISTRY
 
 from nearline.catalog.v1 import catalog_pb2 as api
 from nearline.type.v1.storage_pb2 import Blob
+from services.catalog.maintenance import Maintenance
 from services.kit.catalogclient import CatalogClient
 from tests.service.catalog.harness import (
     Catalog,
@@ -302,6 +304,55 @@ def test_lists_of_blobs_are_bounded_and_say_who_wrote_them(catalog: Catalog) -> 
     assert list(found) == [blob.id for blob in blobs[:3]]
     assert {blob.writer for blob in found.values()} == {"test"}
     assert all(blob.HasField("created_at") for blob in found.values())
+
+
+def shown(metric: str, **labels: str) -> float:
+    value = REGISTRY.get_sample_value(metric, labels)
+    assert value is not None
+    return value
+
+
+def test_open_faults_and_lost_files_are_counted_in_pieces(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.catalog.faults._FILES_COUNTED", 2)
+    put = catalog.open()
+    kept, _ = catalog.store(put, {f"/kept/{n}": b"x" for n in range(3)})
+    tape = catalog.archive(put, [kept], state=Blob.SAFE)
+    lost, _ = catalog.store(put, {f"/lost/{n}": b"x" for n in range(2)})
+    for blob in (kept, lost):
+        catalog.fault(blob)
+    catalog.tidy()
+    counts = [shown("faults_open", tier="cache"), shown("faults_open", tier="tape")]
+    assert (counts, shown("files_lost")) == ([5, 0], 2)
+    catalog.fault(tape)
+    catalog.tidy()
+    counts = [shown("faults_open", tier="cache"), shown("faults_open", tier="tape")]
+    assert (counts, shown("files_lost")) == ([5, 3], 5)
+
+
+def test_counting_faults_takes_a_small_share_of_the_time(catalog: Catalog) -> None:
+    put = catalog.open()
+    source, numbers = catalog.store(put, {"/a": b"a", "/b": b"b"})
+    now = 1000.0
+    steps = iter([0.0, 0.0, 5.0])  # Whether to count; its begin; its end, 5 seconds later.
+
+    def clock() -> float:
+        nonlocal now
+        now += next(steps, 0.0)
+        return now
+
+    maintenance = Maintenance(catalog.database, 10, clock)
+    catalog.fault(source, numbers["/a"])
+    catalog.loop.run(maintenance.once())
+    assert shown("files_lost") == 1
+    catalog.fault(source, numbers["/b"])
+    now += 490
+    catalog.loop.run(maintenance.once())
+    assert shown("files_lost") == 1, "not so soon after it took long"
+    now += 5
+    catalog.loop.run(maintenance.once())
+    assert shown("files_lost") == 2
 
 
 # -- what PUTs left
