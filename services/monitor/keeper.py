@@ -47,7 +47,7 @@ class Keeper:
         self._dispatcher.hint(await self._database.read(leases.ready_kinds))
 
     async def _sweep(self) -> None:
-        """Take back leases of lost workers, but give all time to return after an outage of ours."""
+        """Take back leases of lost workers; give all time to return after an outage of ours."""
         config = self._config
         try:
             await self._database.write(
@@ -56,7 +56,8 @@ class Keeper:
         except NearlineError:
             self._hearing.interrupted()
             raise
-        if self._hearing.swept(time.monotonic()):
+        clock = await self._database.read(leases.clock)
+        if self._hearing.swept(time.monotonic(), clock):
             lost = await self._database.write(leases.expire, config.lease_seconds, config.limits)
             if lost:
                 log.warning("leases_lost", tasks=lost)

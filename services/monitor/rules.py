@@ -160,22 +160,28 @@ def tags(start: float, costs: Sequence[float]) -> list[float]:
 class Hearing:
     """Whether a replica could have heard every worker for the length of a lease; in seconds.
 
-    Only then may it take leases back: an outage of the ledger's own costs nobody a lease.
+    Only then may it take leases back: an outage of the ledger's own costs nobody a lease, nor does
+    a jump of the database's clock, by which signs of life are dated.
     """
 
     lease: float
     _well_since: float | None = None
     _swept_at: float = 0.0
+    _ahead: float = 0.0
 
     def interrupted(self) -> None:
         """Note that nothing could be heard just now."""
         self._well_since = None
 
-    def swept(self, now: float) -> bool:
-        """Note that all is well at ``now``; whether it was for long enough, without a gap."""
+    def swept(self, now: float, clock: float) -> bool:
+        """Note that all is well at ``now``; whether it was for long enough, without a gap.
+
+        ``clock``: what the database's clock shows; ``now`` is of one that nobody sets.
+        """
         gap, self._swept_at = now - self._swept_at, now
-        if self._well_since is None or gap > self.lease / 2:
-            self._well_since = now
+        jump = abs(clock - now - self._ahead)
+        if self._well_since is None or gap > self.lease / 2 or jump > self.lease / 4:
+            self._well_since, self._ahead = now, clock - now
         return now - self._well_since >= self.lease
 
 

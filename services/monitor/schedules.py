@@ -67,9 +67,12 @@ WHERE (s.kind, s.every_seconds, s.payload)
       IS DISTINCT FROM (excluded.kind, excluded.every_seconds, excluded.payload)
 """
 
+# What is due later than it ever can be is from before the clock was set back.
 _DUE = """
 SELECT name, kind, payload FROM schedule
-WHERE task IS NULL AND due_at <= now() ORDER BY name FOR UPDATE SKIP LOCKED
+WHERE task IS NULL
+  AND (due_at <= now() OR due_at > now() + 2 * every_seconds * interval '1 second')
+ORDER BY name FOR UPDATE SKIP LOCKED
 """
 
 _ENDED = """

@@ -358,20 +358,23 @@ class Ledger(Queue):
 
     def expire(self, lease_seconds: float) -> int:
         """Take back leases of silent workers."""
-        before = self.now - lease_seconds
         return self._lose(
             t for t in self.in_state[LEASED].values()
-            if self.workers[str(t.holder)].seen_at < before
+            if self._long_ago(self.workers[str(t.holder)].seen_at, lease_seconds)
         )  # fmt: skip
 
     def abandon(self, patience_seconds: float) -> int:
         """End leases of cancelled transactions whose workers did not let go."""
-        before = self.now - patience_seconds
         stuck = {
             seq for seq, t in self.transactions.items()
-            if not t.book.finished and t.cancelled_at is not None and t.cancelled_at < before
+            if not t.book.finished and t.cancelled_at is not None
+            and self._long_ago(t.cancelled_at, patience_seconds)
         }  # fmt: skip
         return self._lose(t for t in self.in_state[LEASED].values() if t.txn in stuck)
+
+    def _long_ago(self, time: float, seconds: float) -> bool:
+        """Also what is in the future: the clock was set back since."""
+        return abs(self.now - time) > seconds
 
     def _lose(self, tasks: Iterable[Task]) -> int:
         lost = [Report(id_, token, Ending.LOST) for id_, token in
@@ -396,7 +399,8 @@ class Ledger(Queue):
     def start_due(self) -> int:
         """Make the tasks of schedules that are due."""
         due = [(name, each) for name, each in sorted(self.schedules.items())
-               if each.task is None and each.due_at <= self.now]  # fmt: skip
+               if each.task is None
+               and not self.now < each.due_at <= self.now + 2 * each.every]  # fmt: skip
         for name, each in due:
             made = self._enqueue(NOBODY, [Entry(each.kind, each.payload, schedule=name)])
             each.task, each.again = made[0].id, False

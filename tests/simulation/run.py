@@ -12,7 +12,7 @@ from services.monitor.rules import Limits
 from tests.simulation.checks import CheckedLedger, require
 from tests.simulation.plan import TAPE, TRANSFER, USERS, Plans, Request
 from tests.simulation.rows import Appetite, Leased
-from tests.simulation.server import LEASE, SWEEP, Replica
+from tests.simulation.server import SWEEP, Replica
 from tests.simulation.worker import Job, WorkerProcess
 from tests.simulation.world import Outage, World
 
@@ -35,7 +35,7 @@ class Simulation:
     def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
         self.world = world = World(seed, CALM, trace)
         self.plans = Plans(world.random)
-        self.ledger = CheckedLedger(LIMITS, world.random.random, self._told, lease_seconds=LEASE)
+        self.ledger = CheckedLedger(world, LIMITS, self._told)
         self.ledger.declare("plan", Task.PLAN_ARCHIVE, 60.0)
         self.replicas = [Replica(world, self.ledger, f"r{n}") for n in range(2)]
         self._processes = 0
@@ -69,7 +69,7 @@ class Simulation:
 
     def replica(self) -> Replica | None:
         """One that answers."""
-        up = [replica for replica in self.replicas if replica.up]
+        up = [replica for replica in self.replicas if replica.alive]
         return self.world.random.choice(up) if up else None
 
     def paths(self, task: Leased) -> int:
@@ -156,7 +156,7 @@ class Simulation:
         replica.database(self.ledger.cancel, request.spec.id)
         self.world.say("{} is cancelled", request.spec.id)
         if not self.world.chance(0.1):
-            self.world.after(0.01, lambda: [each.check() for each in self.replicas if each.up])
+            self.world.after(0.01, lambda: [each.check() for each in self.replicas])
         if self.world.random.random() < 0.3:
             again = self.plans.request(request.spec.identity.user, 1)
             self._later(1.0, self._submit, again)
@@ -186,6 +186,7 @@ class Simulation:
             fault = world.random.choice((
                 self._kill_worker, self._freeze_worker, self._drain_worker, self._stop_replica,
                 self._database_outage, self._jump, self._lose_host, self._freeze_worker,
+                self._freeze_replica,
             ))  # fmt: skip
             fault()
 
@@ -206,12 +207,16 @@ class Simulation:
 
     def _drain_worker(self) -> None:
         if worker := self._any_worker():
-            worker.drain()
+            worker.when_thawed(worker.drain)
+
+    def _freeze_replica(self) -> None:
+        world = self.world
+        world.random.choice(self.replicas).freeze(world.random.choice((2.0, 12.0, 20.0, 45.0)))
 
     def _stop_replica(self) -> None:
         world = self.world
         replica = world.random.choice(self.replicas)
-        if replica.up:
+        if replica.alive:
             replica.stop(graceful=world.random.random() < 0.3)
             world.after(world.random.uniform(2.5, 25), replica.start)
 
@@ -224,6 +229,5 @@ class Simulation:
             world.outage_until = world.database_down_until
 
     def _jump(self) -> None:
-        seconds = self.world.random.choice((-60.0, -5.0, 5.0, 20.0, 60.0))
-        self.world.say("the clock jumps by {:.0f} s", seconds)
-        self.world.clock_offset += seconds
+        jumps = (-600.0, -60.0, -5.0, -1.0, 1.0, 5.0, 20.0, 60.0, 600.0)
+        self.world.jump(self.world.random.choice(jumps))

@@ -11,12 +11,14 @@ from nearline.monitor.v1 import monitor_pb2 as pb
 from services.monitor.book import report_of
 from services.monitor.rules import Hearing
 from tests.simulation.checks import CheckedLedger, require
-from tests.simulation.rows import Appetite, Lease, SupersededError
-from tests.simulation.world import Link, Outage, World
+from tests.simulation.rows import Appetite, Lease, SupersededError, Taken
+from tests.simulation.world import Link, Outage, Process, World
 
 T = TypeVar("T")
 
 HEARTBEAT, LEASE, POLL, SWEEP, PATIENCE = 3.0, 15.0, 2.0, 3.0, 60.0
+PING, PING_ANSWER = 10.0, 5.0
+"""How often a worker looks whether its replica is there, and how long that may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +44,22 @@ class Stream:
     revoked: set[Lease] = field(default_factory=set)
 
 
-class Replica:
+class Replica(Process):
     """One process of the ledger. All state but its streams is in the database."""
 
     def __init__(self, world: World, ledger: CheckedLedger, name: str) -> None:
-        self.world, self.ledger, self.name = world, ledger, name
-        self.up = False
-        self._life = 0
+        super().__init__(world, name)
+        self.ledger = ledger
+        self.alive = False
         self.start()
 
     def start(self) -> None:
         """Begin, or begin again after a stop."""
-        if self.up:
+        if self.alive:
             return
-        self.up = True
+        self.alive = True
         self._life += 1
+        self._frozen_until = self._reads_at = 0.0
         self._streams: dict[Link, Stream] = {}
         self._hints: set[int] = set()
         self._turn = 0
@@ -68,23 +71,38 @@ class Replica:
         """Go down; without grace at once."""
         self.world.say("replica {} {}", self.name, "drains" if graceful else "dies")
         if graceful:
-            for stream in self._streams.values():
-                stream.link.down(("drain", None))
+            self.when_thawed(self._drain)
             self.world.after(2.0, self.stop, False)
             return
-        self.up = False
+        self.alive = False
         for link in list(self._streams):
             link.cut()
         self._streams = {}
 
+    def freeze(self, seconds: float) -> None:
+        """As any process; its workers find out that nobody answers their pings."""
+        super().freeze(seconds)
+        for link in self._streams:
+            notices = self.world.random.uniform(PING_ANSWER, PING + PING_ANSWER)
+            if notices < seconds:
+                self.world.after(notices, link.cut, 0.0, 0.0)
+
     def hint(self, kinds: set[int]) -> None:
         """Tasks of ``kinds`` may be ready."""
-        if self.up:
-            self._hints |= kinds
-            self._feed_all()
+        self.when_read(self._hint, kinds)
+
+    def _hint(self, kinds: set[int]) -> None:
+        self._hints |= kinds
+        self._feed_all()
+
+    def _drain(self) -> None:
+        for stream in self._streams.values():
+            stream.link.down(("drain", None))
 
     def database(self, work: Callable[..., T], *args: Any) -> T:
         """One database transaction. Raises Outage, sometimes after the commit."""
+        if self.frozen:
+            raise Outage
         self.world.check_database()
         self.ledger.now = self.world.now + self.world.clock_offset
         answer = work(*args)
@@ -96,15 +114,13 @@ class Replica:
     # What happens by itself
 
     def _again(self, period: float, step: Callable[[], None]) -> None:
-        life = self._life
-
         def run() -> None:
-            if self.up and self._life == life:
-                with suppress(Outage):
-                    step()
-                self.world.after(period, run)
+            with suppress(Outage):
+                step()
+            self.world.after(period, self._call, life, False, run, ())
 
-        self.world.after(self.world.random.uniform(0, period), run)
+        life = self._life
+        self.world.after(self.world.random.uniform(0, period), self._call, life, False, run, ())
 
     def _wake(self) -> None:
         self.database(self.ledger.start_due)
@@ -117,7 +133,7 @@ class Replica:
         except Outage:
             self._hearing.interrupted()
             raise
-        if self._hearing.swept(self.world.now):
+        if self._hearing.swept(self.world.now, self.world.now + self.world.clock_offset):
             lost = self.database(self.ledger.expire, LEASE)
             heard = self.world.now - self.world.outage_until
             require(not lost or heard >= LEASE, "an outage of the ledger cost {} leases", lost)
@@ -129,9 +145,12 @@ class Replica:
 
     def receive(self, link: Link, message: Any) -> None:
         """A message of a worker."""
-        if not self.up:
+        if self.alive:
+            self.when_read(self._receive, link, message)
+        else:
             link.cut()
-            return
+
+    def _receive(self, link: Link, message: Any) -> None:
         name, body = message
         try:
             if name == "hello":
@@ -144,10 +163,13 @@ class Replica:
 
     def hung_up(self, link: Link) -> None:
         """A worker is gone, or can no longer be heard."""
-        self._streams.pop(link, None)
+        self.when_read(self._streams.pop, link, None)
 
     def check(self) -> None:
         """Something was cancelled: look at what workers hold."""
+        self.when_read(self._check)
+
+    def _check(self) -> None:
         for stream in list(self._streams.values()):
             with suppress(Outage):
                 held = self.database(self.ledger.held_by, stream.hello.name)
@@ -217,8 +239,14 @@ class Replica:
             self._hints -= taken.empty
             stream.credit -= len(taken.leased)
             self.database(ledger.begin, {task.txn for task in taken.leased} - {None})
-            if taken.held_back and not taken.leased:
+            if self.world.chance(0.005):
+                self.freeze(self.world.random.choice((5.0, 20.0, 45.0)))
+            self.when_thawed(self._hand_out, stream, taken)
+            if self.frozen or (taken.held_back and not taken.leased):
                 return
-            for task in taken.leased:
-                stream.held.add((task.task_id, task.token))
-                stream.link.down(("assignment", task))
+
+    def _hand_out(self, stream: Stream, taken: Taken) -> None:
+        """Send what was leased, as if no time had passed since."""
+        for task in taken.leased:
+            stream.held.add((task.task_id, task.token))
+            stream.link.down(("assignment", task))

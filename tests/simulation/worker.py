@@ -12,7 +12,7 @@ from tests.simulation.model import ANYTHING
 from tests.simulation.plan import Plans
 from tests.simulation.rows import Appetite, Lease, Leased
 from tests.simulation.server import HEARTBEAT, Hello, Replica
-from tests.simulation.world import Link, World
+from tests.simulation.world import Link, Process, World
 
 
 class Mesh(Protocol):
@@ -51,14 +51,13 @@ class Run:
     lost: bool = False
 
 
-class WorkerProcess:
+class WorkerProcess(Process):
     """Follows services.kit.worker, without threads."""
 
     def __init__(self, mesh: Mesh, name: str, job: Job) -> None:
-        self.mesh, self.world, self.name, self.job = mesh, mesh.world, name, job
-        self.alive = True
+        super().__init__(mesh.world, name)
+        self.mesh, self.job = mesh, job
         self.draining = False
-        self._frozen_until = 0.0
         self._runs: dict[Lease, Run] = {}
         self._link: Link | None = None
         self._out: Link | None = None
@@ -66,11 +65,6 @@ class WorkerProcess:
         self._later(HEARTBEAT, self._beat)
 
     # Faults
-
-    def freeze(self, seconds: float) -> None:
-        """Do nothing for a while, as after SIGSTOP; then go on as if nothing had been."""
-        self.world.say("worker {} freezes for {:.0f} s", self.name, seconds)
-        self._frozen_until = self.world.now + seconds
 
     def die(self, noticed: bool = True) -> None:
         """End at once; not noticed when its host is gone, too."""
@@ -106,11 +100,11 @@ class WorkerProcess:
 
     def receive(self, link: Link, message: Any) -> None:
         """A message of the ledger."""
-        self._run_thawed(self._receive, link, message)
+        self.when_read(self._receive, link, message)
 
     def hung_up(self, link: Link) -> None:
         """The ledger is gone, or can no longer be heard."""
-        self._run_thawed(self._hung_up, link)
+        self.when_read(self._hung_up, link)
 
     def _connect(self) -> None:
         replica = self.mesh.replica()
@@ -205,10 +199,19 @@ class WorkerProcess:
 
     def _say_all(self, run: Run, said: Iterator[pb.WorkRequest]) -> None:
         for request in said:
-            if request.WhichOneof("message") == "failures":
-                self._post(run, request)
-            else:
+            if request.WhichOneof("message") != "failures":
                 self._end(run, request)
+                return
+            self._post(run, request)
+            if self.world.chance(0.05):
+                self.freeze(self.world.random.choice((5.0, 20.0, 45.0)))
+                self.when_thawed(self._go_on, run, said)
+                return
+
+    def _go_on(self, run: Run, said: Iterator[pb.WorkRequest]) -> None:
+        """Say the rest, as if no time had passed; but not what was handed back meanwhile."""
+        if run.busy:
+            self._say_all(run, said)
 
     def _end(self, run: Run, request: pb.WorkRequest) -> None:
         run.busy = False
@@ -223,23 +226,16 @@ class WorkerProcess:
         if self._out is not None:
             self._out.up(("report", request))
         if self.world.chance(0.1) and (replica := self.mesh.replica()):
-            self.world.after(self.world.random.uniform(0, 60), replica.stray, request)
+            self.world.after(
+                self.world.random.uniform(0, 60), replica.when_read, replica.stray, request
+            )
 
     def _forget(self, run: Run) -> None:
         if not run.busy and not run.unacked:
             self._runs.pop((run.task.task_id, run.task.token), None)
 
-    # Time
-
     def _later(self, delay: float, call: Callable[..., None], *args: Any) -> None:
-        self.world.after(delay, self._run_thawed, call, *args)
-
-    def _run_thawed(self, call: Callable[..., None], *args: Any) -> None:
-        if self.alive:
-            if self.world.now < self._frozen_until:
-                self.world.at(self._frozen_until, self._run_thawed, call, *args)
-            else:
-                call(*args)
+        self.world.after(delay, self.when_thawed, call, *args)
 
 
 def _hand_back(task: Leased) -> pb.WorkRequest:

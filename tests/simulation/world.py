@@ -33,7 +33,9 @@ class World:
         self.database_down_until = 0.0
         self.outage_until = -1e9
         """When the last outage ended that was long enough to be noticed by every replica."""
-        self.clock_offset = 1000.0
+        self.clock_offset = 1e6
+        """What the clock of the database shows more than :attr:`now`."""
+        self.jumped_at = 0.0
         self._trace = trace
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._made = 0
@@ -62,6 +64,12 @@ class World:
         self._made += 1
         heapq.heappush(self._events, (time, self._made, call, args))
 
+    def jump(self, seconds: float) -> None:
+        """Set the clock of the database ahead, or back."""
+        self.say("the clock jumps by {:.0f} s", seconds)
+        self.clock_offset += seconds
+        self.jumped_at = self.now
+
     def run(self, over: Callable[[], bool], seconds: float, check: Callable[[], None]) -> bool:
         """Go on until ``over``, or for ``seconds``; whether it is over. ``check`` follows steps."""
         while not over():
@@ -77,6 +85,50 @@ class World:
         """Raise Outage when the database cannot be reached, or sometimes for no reason."""
         if self.now < self.database_down_until or self.chance(0.002):
             raise Outage
+
+
+class Process:
+    """Something that can be stopped for a while; what it should do in that time waits."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name = world, name
+        self.alive = True
+        self._life = 0
+        self._frozen_until = 0.0
+        self._reads_at = 0.0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it stands still."""
+        return self.world.now < self._frozen_until
+
+    def freeze(self, seconds: float) -> None:
+        """Do nothing for a while, as after SIGSTOP; then go on as if nothing had been.
+
+        Its timers may run out before it has read what came meanwhile.
+        """
+        self.world.say("{} freezes for {:.0f} s", self.name, seconds)
+        self._frozen_until = max(self._frozen_until, self.world.now + seconds)
+        self._reads_at = self._frozen_until + self.world.random.choice((0.0, 0.05))
+
+    def when_thawed(self, call: Callable[..., None], *args: Any) -> None:
+        """Call now, or when it goes on again; not at all when it has ended by then."""
+        self._call(self._life, False, call, args)
+
+    def when_read(self, call: Callable[..., None], *args: Any) -> None:
+        """As :meth:`when_thawed` for what has come from elsewhere."""
+        self._call(self._life, True, call, args)
+
+    def _call(
+        self, life: int, reads: bool, call: Callable[..., None], args: tuple[Any, ...]
+    ) -> None:
+        if not self.alive or life != self._life:
+            return
+        start = self._reads_at if reads else self._frozen_until
+        if self.world.now < start:
+            self.world.at(start, self._call, life, reads, call, args)
+        else:
+            call(*args)
 
 
 class Link:

@@ -209,8 +209,8 @@ class StorePair:
     # What happens by itself
 
     def time_passes(self, random: Random) -> None:
-        """A while, mostly less than a lease lasts."""
-        self._pass(random.choice((1, 1, 8, 20, 40)))
+        """A while, mostly less than a lease lasts; or the clock is set back."""
+        self._pass(random.choice((1, 1, 1, 8, 8, 20, 20, 40, 40, -20, -80)))
 
     def _pass(self, passed: int) -> None:
         self.model.now += passed

@@ -40,13 +40,26 @@ def test_slots_are_shared_among_kinds() -> None:
 
 def test_leases_are_taken_back_only_after_hearing_all_workers_for_a_while() -> None:
     hearing = Hearing(lease=15.0)
-    assert [hearing.swept(now) for now in (100.0, 107.0, 114.0, 115.0)] == [
+    assert [hearing.swept(now, now) for now in (100.0, 107.0, 114.0, 115.0)] == [
         False, False, False, True,
     ]  # fmt: skip
     hearing.interrupted()
-    assert not hearing.swept(116.0)
-    assert hearing.swept(123.0) is False
-    assert hearing.swept(130.0) is False
-    assert hearing.swept(131.0)
+    assert not hearing.swept(116.0, 116.0)
+    assert hearing.swept(123.0, 123.0) is False
+    assert hearing.swept(130.0, 130.0) is False
+    assert hearing.swept(131.0, 131.0)
     # A pause of its own: it was stopped, or its loop hung.
-    assert not hearing.swept(140.0)
+    assert not hearing.swept(140.0, 140.0)
+
+
+@pytest.mark.parametrize("jump", [20.0, -20.0])
+def test_a_jump_of_the_clock_gives_workers_the_time_to_be_heard_again(jump: float) -> None:
+    hearing = Hearing(lease=15.0)
+    before = [hearing.swept(now, 5000.0 + now) for now in (100.0, 107.0, 114.0, 115.0)]
+    after = [hearing.swept(now, 5000.0 + now + jump) for now in (116.0, 123.0, 130.0, 131.0)]
+    assert before == after == [False, False, False, True]
+
+
+def test_clocks_drift() -> None:
+    hearing = Hearing(lease=15.0)
+    assert [hearing.swept(now, 1.001 * now) for now in (100.0, 107.0, 114.0, 121.0)][3]
