@@ -14,7 +14,7 @@ from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import crash, paxtar
 from services.kit.catalogclient import Blob, Member
-from services.kit.errors import FailedPrecondition, NotFound
+from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from services.kit.faults import Gone, gone
 from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
 from services.tape.aggregate import Layout, Placed, Section, lay_out
@@ -159,7 +159,6 @@ def archive(context: Context, job: Job, ctx: JobContext) -> Done:
     task = task_pb2.TapeBlobTask.FromString(job.payload)
     if job.attempt > 1:
         return _take_over(context, job, task)
-    ctx.files_at_stake = sum(source.files for source in task.sources)
     holding = _holding_line(context, job)
     members = list(context.catalog.members([source.id for source in task.sources]))
     loose: set[int] = set()
@@ -215,7 +214,7 @@ def _write(
     """
     bad: set[int] = set()
     changed: set[int] = set()
-    with context.tape.create(task.key) as writer:
+    with _create(context, task.key) as writer:
         writer.write(layout.head)
         for section in layout.sections:
             differing, adler32 = _copy(context, ctx, writer, section)
@@ -227,6 +226,15 @@ def _write(
         writer.write(paxtar.END)
         crash.point("tape.archive.before_commit")
         return writer.commit(), bad
+
+
+def _create(context: Context, key: str) -> TapeWriter:
+    """Raises Unavailable where the name is taken: the next attempt goes on under another one."""
+    try:
+        return context.tape.create(key)
+    except AlreadyExists as error:
+        # Nobody else has this name: the endpoint made the file, and its answer was lost.
+        raise Unavailable(error.reason, error.message) from error
 
 
 def _copy(

@@ -30,8 +30,9 @@ log = structlog.get_logger(__name__)
 Task = task_pb2.Task
 StoredFile = storage_pb2.StoredFile
 
-MOST_REQUESTS = 3
-"""An endpoint that failed to bring a file back this often will not do it."""
+MOST_REQUESTS = 10
+"""An endpoint that failed to bring a file back this often will not do it; six minutes in all."""
+_LONGEST_PAUSE = 60.0
 MOST_MISSED = 8
 """With growing pauses, some eight minutes in all."""
 _FIRST_POLL_SECONDS = 0.5
@@ -55,8 +56,10 @@ class Sorted:
     online: list[task_pb2.RecallTask]
     request: list[task_pb2.RecallTask]
     wait: list[task_pb2.RecallTask]
+    failing: list[tuple[task_pb2.RecallTask, str]]
+    """With what the endpoint said; its buffer may be full, or a drive out of order."""
     unreadable: list[tuple[task_pb2.RecallTask, str]]
-    """With what the endpoint said; a drive or library may be out of order, so the copy stays."""
+    """Failing for too long; the copy stays, as it may be good all the same."""
     missing: list[task_pb2.RecallTask]
     """The endpoint has said again and again that it does not have the file."""
 
@@ -68,10 +71,14 @@ def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
     total = len(task.recalls)
     states = context.tape.stat([recall.key for recall in task.recalls])
     now = sort_out(task.recalls, states)
+    if now.failing and len(now.failing) == total:
+        return _ask_again(context, task, now.failing)
     for recall, reason in now.unreadable:
         _fail(context, ctx, recall, reason)
     tasks = _without_missing(context, ctx, now.missing, among=total)
     tasks += [_recall_task(recall) for recall in now.online]
+    if now.failing:
+        tasks.append(_apart([recall for recall, _ in now.failing]))
     waiting = [*now.request, *now.wait]
     if now.request:
         # Every stage is a reference of its own to the endpoint's buffer, given back after the
@@ -97,7 +104,7 @@ def poll_pause(polls: int, longest: float) -> float:
 
 def sort_out(recalls: Iterable[task_pb2.RecallTask], states: Iterable[TapeFileState]) -> Sorted:
     """What to do about each recall, given the endpoint's word on it; counts in the recalls."""
-    result = Sorted([], [], [], [], [])
+    result = Sorted([], [], [], [], [], [])
     for recall, state in zip(recalls, states, strict=True):
         if not state.exists:
             recall.silent_polls += 1
@@ -108,7 +115,9 @@ def sort_out(recalls: Iterable[task_pb2.RecallTask], states: Iterable[TapeFileSt
         elif state.error and recall.requests >= MOST_REQUESTS:
             reason = f"the tape endpoint cannot read it: {state.error}; try again later"
             result.unreadable.append((recall, reason))
-        elif not recall.requests or state.error or _forgotten(recall, state):
+        elif state.error and recall.requests:
+            result.failing.append((recall, state.error))
+        elif not recall.requests or _forgotten(recall, state):
             recall.requests += 1
             recall.silent_polls = 0
             result.request.append(recall)
@@ -132,8 +141,33 @@ def _without_missing(
     """
     if len(missing) in (0, among):
         return _drop_missing(context, ctx, missing)
-    files = sum(spans.count(recall.files) for recall in missing)
-    return [new_task(Task.STAGE, task_pb2.StageTask(recalls=missing), files=files)]
+    return [_apart(missing)]
+
+
+def _apart(recalls: Sequence[task_pb2.RecallTask]) -> ledger.NewTask:
+    """A stage of their own for recalls in trouble, so that they hold up no others."""
+    files = sum(spans.count(recall.files) for recall in recalls)
+    return new_task(Task.STAGE, task_pb2.StageTask(recalls=recalls), files=files)
+
+
+def _ask_again(
+    context: Context, task: task_pb2.StageTask, failing: Sequence[tuple[task_pb2.RecallTask, str]]
+) -> Deferred:
+    """Ask once more for what the endpoint failed to bring back, each time after a longer pause."""
+    recalls = [recall for recall, _ in failing]
+    for recall in recalls:
+        recall.requests += 1
+        recall.silent_polls = 0
+    context.tape.stage([recall.key for recall in recalls])
+    crash.point("tape.stage.requested")
+    first, error = failing[0]
+    payload = task_pb2.StageTask(recalls=recalls, polls=task.polls + 1)
+    return Deferred(
+        min(2.0**first.requests, _LONGEST_PAUSE),
+        payload.SerializeToString(),
+        waiting_for=f"tape: {first.key} could not be brought back: {error};"
+        f" asked {first.requests} times of {MOST_REQUESTS}",
+    )
 
 
 def _drop_missing(

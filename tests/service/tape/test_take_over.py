@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import task_pb2
 from nearline.type.v1.storage_pb2 import Blob
 from nearline.type.v1.task_pb2 import Task
+from services.kit.errors import Unavailable
 from services.kit.jobs import Done, Job, JobContext
 from services.tape.archive import archive
 from tests.service.catalog.harness import GROUP, Put
@@ -58,3 +61,18 @@ def test_a_take_over_keeps_the_bytes_of_what_was_recorded_and_lost(store: TapeSt
     (confirm,) = attempt(store, put, task, 2).follow_ups
     assert confirm.kind == Task.CONFIRM
     assert store.tape_files() == {task.key}
+
+
+def test_a_name_that_was_made_and_never_answered_for_is_given_up(store: TapeStore) -> None:
+    """As when the connection breaks: the request to make the file is sent again."""
+    put, _ = store.put(contents(1000))
+    task = claimed(store, put)
+    with store.tape.create(task.key) as writer:
+        writer.commit()
+    with pytest.raises(Unavailable) as refused:
+        attempt(store, put, task, 1)
+    assert refused.value.reason == "TAPE_FILE_EXISTS"
+    (follow_up,) = attempt(store, put, task, 2).follow_ups
+    again = task_pb2.TapeBlobTask.FromString(follow_up.payload)
+    attempt(store, put, again, 1)
+    assert store.tape_files() == {again.key}

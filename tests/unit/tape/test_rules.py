@@ -64,7 +64,7 @@ def state(**kinds):
     return TapeFileState(**{**fields, **kinds})
 
 
-_OUTCOMES = ("online", "request", "wait", "unreadable", "missing")
+_OUTCOMES = ("online", "request", "wait", "failing", "unreadable", "missing")
 
 
 def sort_one(recall, **kinds):
@@ -89,10 +89,12 @@ def test_a_lost_request_is_asked_again():
     assert recall.requests == 2
 
 
-def test_a_file_that_cannot_be_read_is_given_up_in_the_end():
+def test_what_the_endpoint_failed_to_bring_back_is_given_up_in_the_end():
     recall = task_pb2.RecallTask(blob_id=1)
-    tries = [sort_one(recall, error="drive broke") for _ in range(MOST_REQUESTS + 1)]
-    assert tries == ["request"] * MOST_REQUESTS + ["unreadable"]
+    assert sort_one(recall, error="drive broke") == "request", "nobody asked for it yet"
+    assert sort_one(recall, error="drive broke") == "failing"
+    recall.requests = MOST_REQUESTS
+    assert sort_one(recall, error="drive broke") == "unreadable"
 
 
 def test_a_tape_file_counts_as_missing_only_when_the_endpoint_says_so_repeatedly():
@@ -173,10 +175,29 @@ def polled(tape, times, recalls=(), catalog=None):
 
 
 def test_an_endpoint_in_trouble_costs_the_request_but_not_the_copy():
-    outcome, failures, faults = polled(Tape(error="no drive"), MOST_REQUESTS + 1)
+    tape = Tape(error="no drive")
+    outcomes = [polled(tape, times)[0] for times in range(2, MOST_REQUESTS + 1)]
+    pauses = [outcome.delay_seconds for outcome in outcomes]
+    assert pauses == sorted(pauses), "it is asked less and less often"
+    assert sum(pauses) > 300, "a full buffer has time to become free"
+    assert "could not be brought back: no drive; asked 2 times" in outcomes[0].waiting_for
+    outcome, failures, faults = polled(tape, MOST_REQUESTS + 1)
     assert isinstance(outcome, Done)
     assert len(failures) == 1
     assert faults == []
+
+
+def test_what_cannot_be_brought_back_holds_up_no_others():
+    tape = TwoFiles()
+    tape.stat = lambda keys: [state(error="full" if key == "bad" else "") for key in keys]
+    outcome, failures, _ = polled(tape, 1, [a_recall("bad", requests=1), a_recall("k")])
+    assert (tape.asked, failures) == (["k"], [])
+    assert [one.key for one in task_pb2.StageTask.FromString(outcome.payload).recalls] == ["k"]
+    (apart,) = outcome.follow_ups
+    assert (apart.kind, apart.files) == (task_pb2.Task.STAGE, 1)
+    (bad,) = task_pb2.StageTask.FromString(apart.payload).recalls
+    polled(tape, 1, [bad])
+    assert tape.asked == ["k", "bad"]
 
 
 def test_a_copy_that_is_gone_is_forgotten_unless_everything_seems_gone():
