@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ class Load:
     tasks: int
     """Of these, that have not ended."""
     paths: int
-    """Of requests that are on their way in."""
+    """Of requests that are on their way in, where they matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +52,30 @@ def excess(load: Load, most: Most) -> str:
 
 
 def check(
-    connection: Connection, user: str, group: str, config: LedgerConfig, *, besides: str = ""
+    connection: Connection, user: str, group: str, config: LedgerConfig, *, fresh: bool = False
 ) -> None:
     """Raise ResourceExhausted when the user or the group has too much running or waiting.
 
-    ``besides``: id of a request on its way in that does not count.
+    ``fresh``: for a request that has sent no paths yet, and that others' paths may keep out. Those
+    that have sent some go on: two large ones would wait for each other for ever.
     """
+
+    def load(who: str, name: str, most: Most) -> Load:
+        return _load(connection, who, name, most, fresh)
+
+    judge(user, group, config, load)
+
+
+def judge(
+    user: str, group: str, config: LedgerConfig, load: Callable[[str, str, Most], Load]
+) -> None:
+    """As :func:`check`; ``load`` says what who (``user_name``, ``group_name``) of a name has."""
     if not user:
         return
     per_user = Most(config.running_per_user, config.tasks_per_user, config.paths_per_user)
     per_group = Most(config.running_per_group, config.tasks_per_group, config.paths_per_group)
     for who, name, most in (("user_name", user, per_user), ("group_name", group, per_group)):
-        if problem := excess(_load(connection, who, name, most, besides), most):
+        if problem := excess(load(who, name, most), most):
             raise ResourceExhausted(
                 "TOO_MANY_TRANSACTIONS",
                 f"{problem} for {name}; wait until some have ended",
@@ -70,10 +83,10 @@ def check(
             )
 
 
-def _load(connection: Connection, who: str, name: str, most: Most, besides: str) -> Load:
+def _load(connection: Connection, who: str, name: str, most: Most, fresh: bool) -> Load:
     """``who``: the column. No more rows are looked at than it takes to refuse."""
     running = sql.rows(connection, _RUNNING.format(who=who), (name, most.transactions))[0]
-    paths = sql.rows(connection, _ARRIVING.format(who=who), (name, besides))[0][0]
+    paths = sql.rows(connection, _ARRIVING.format(who=who), (name,))[0][0] if fresh else 0
     return Load(int(running[0]), int(running[1]), int(paths))
 
 
@@ -84,4 +97,4 @@ FROM (SELECT blocked, open_by_kind FROM txn
       WHERE {who} = %s AND finished_at IS NULL LIMIT %s) AS running
 """
 
-_ARRIVING = "SELECT coalesce(sum(next), 0) FROM submission WHERE {who} = %s AND id::text <> %s"
+_ARRIVING = "SELECT coalesce(sum(next), 0) FROM submission WHERE {who} = %s"

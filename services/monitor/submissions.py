@@ -79,7 +79,7 @@ def begin(connection: Connection, spec: TransactionSpec, config: LedgerConfig) -
         sql.run(connection, "DELETE FROM submission WHERE id = %s", (spec.id,))
         return None
     _check_same(spec, known)
-    admission.check(connection, spec.identity.user, spec.group, config, besides=spec.id)
+    admission.check(connection, spec.identity.user, spec.group, config, fresh=not following)
     return int(following)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.task_pb2 import Task as TaskProto
 from nearline.type.v1.transaction_pb2 import Transaction as TransactionProto
+from services.kit.errors import ResourceExhausted
 from services.monitor.book import Book, Report
+from services.monitor.config import LedgerConfig
 from services.monitor.queueing import Entry, Owner
 from services.monitor.rules import Ending, Limits
 from tests.simulation.model import Ledger
@@ -66,8 +68,14 @@ def require(holds: object, what: str, *values: object) -> None:
 class CheckedLedger(Ledger):
     """Keeps its own account of leases and results beside the ledger's, and compares."""
 
-    def __init__(self, world: World, limits: Limits, told: Callable[[set[int]], None]) -> None:
-        super().__init__(limits, world.random.random, told)
+    def __init__(
+        self,
+        world: World,
+        limits: Limits,
+        config: LedgerConfig,
+        told: Callable[[set[int]], None],
+    ) -> None:
+        super().__init__(limits, config, world.random.random, told)
         self.world = world
         self.dirty = False
         self.seen: Counter[str] = Counter()
@@ -85,6 +93,7 @@ class CheckedLedger(Ledger):
         self._wanted: set[tuple[str, bytes]] = set()
         self._unique: set[tuple[str, bytes]] = set()
         self._made: set[tuple[str, bytes]] = set()
+        self._asked: set[str] = set()
 
     # Leases
 
@@ -288,7 +297,38 @@ class CheckedLedger(Ledger):
     def _is_off(self, task: Task) -> bool:
         return task.txn is not None and self.transactions[task.txn].book.cancelled
 
-    # Tasks
+    # Requests
+
+    def _admit(self, spec: pb.TransactionSpec, *, fresh: bool = False) -> None:
+        """Refused is who has too much, and nobody else."""
+        full = bool(spec.identity.user) and self._is_full(spec, fresh)
+        try:
+            super()._admit(spec, fresh=fresh)
+        except ResourceExhausted:
+            self.seen["requests refused"] += 1
+            require(full, "{} is refused though there is room", spec.id)
+            raise
+        require(not full, "{} is let in though there is no room", spec.id)
+
+    def _is_full(self, spec: pb.TransactionSpec, fresh: bool) -> bool:
+        config = self.config
+        mine = self._load_of(lambda other: other.identity.user == spec.identity.user, fresh)
+        ours = self._load_of(lambda other: other.group == spec.group, fresh)
+        most = (
+            config.running_per_user, config.tasks_per_user, config.paths_per_user,
+            config.running_per_group, config.tasks_per_group, config.paths_per_group,
+        )  # fmt: skip
+        return any(has >= may for has, may in zip((*mine, *ours), most, strict=True))
+
+    def _load_of(
+        self, counts: Callable[[pb.TransactionSpec], bool], fresh: bool
+    ) -> tuple[int, int, int]:
+        """Transactions, tasks and paths, by the tasks themselves instead of the books."""
+        running = {seq for seq, each in self.transactions.items()
+                   if not each.book.finished and counts(each.spec)}  # fmt: skip
+        tasks = sum(task.txn in running for task in self._open_tasks())
+        paths = sum(each.paths for each in self.arriving.values() if counts(each.spec))
+        return len(running), tasks, paths if fresh else 0
 
     def accept(
         self,
@@ -297,11 +337,22 @@ class CheckedLedger(Ledger):
         chunks: Sequence[list[str]] = (),
         chunk_kind: int = 0,
     ) -> bool:
-        if spec.id not in self.numbers:
+        if spec.id not in self._asked:
+            self._asked.add(spec.id)
             for new in tasks:
                 self._expect(spec.id, new)
             self._wanted.update((spec.id, b"chunk %d" % n) for n in range(len(chunks)))
-        return super().accept(spec, tasks, chunks, chunk_kind)
+        running = self._load_of(lambda other: other.group == spec.group, fresh=False)[0]
+        try:
+            return super().accept(spec, tasks, chunks, chunk_kind)
+        except ResourceExhausted:
+            require(running, "{} is refused though there is nothing whose end it can wait for",
+                    spec.id)  # fmt: skip
+            raise
+
+    def cancel(self, id_: str) -> None:
+        super().cancel(id_)
+        self.dirty = True
 
     def retry(self, id_: str, asked_kind: int, met_task: pb.NewTask, chunk: int) -> str:
         known, first = len(self.transactions), len(self.tasks)
@@ -327,6 +378,8 @@ class CheckedLedger(Ledger):
         for task in self.of_transaction(new.book.seq):
             require(task.id > first, "{} has a task of before", again)
             require(task.payload in of_old or task.chunk is not None, "{} did not fail", task)
+
+    # Tasks
 
     def _expect(self, home: str, new: pb.NewTask) -> None:
         name = (home, new.payload.split(b".")[0])

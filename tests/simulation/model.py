@@ -17,10 +17,11 @@ from nearline.type.v1.transaction_pb2 import Transaction as TransactionProto
 from services.kit.retrying import retry_id
 from services.monitor import retries, rules
 from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge_all
+from services.monitor.config import LedgerConfig
 from services.monitor.queueing import NOBODY, Entry, Owner, entry_of
 from services.monitor.rules import Ending, Limits, Verdict
+from tests.simulation.intake import Intake
 from tests.simulation.leftovers import leftovers
-from tests.simulation.queue import Queue
 from tests.simulation.rows import (
     BLOCKED,
     DELAYED,
@@ -42,16 +43,18 @@ from tests.simulation.rows import (
 ANYTHING = Appetite()
 
 
-class Ledger(Queue):
+class Ledger(Intake):
     """All rows. ``jitter`` gives numbers in [0, 1); ``told`` hears of kinds that became ready."""
 
     def __init__(
-        self, limits: Limits, jitter: Callable[[], float], told: Callable[[set[int]], None]
+        self,
+        limits: Limits,
+        config: LedgerConfig,
+        jitter: Callable[[], float],
+        told: Callable[[set[int]], None],
     ) -> None:
-        super().__init__(told)
+        super().__init__(config, told)
         self.limits = limits
-        self.transactions: dict[int, Transaction] = {}
-        self.numbers: dict[str, int] = {}
         self.workers: dict[str, Worker] = {}
         self.schedules: dict[str, Schedule] = {}
         self.failures: dict[Lease, dict[int, Counted]] = defaultdict(dict)
@@ -69,9 +72,15 @@ class Ledger(Queue):
         chunks: Sequence[list[str]] = (),
         chunk_kind: int = 0,
     ) -> bool:
-        """Accept a request; False when it was before."""
+        """Accept a request; False when it was before.
+
+        Raises FailedPrecondition, ResourceExhausted.
+        """
         if spec.id in self.numbers:
             return False
+        self._on_its_way(spec.id)
+        self._admit(spec)
+        del self.arriving[spec.id]
         book = self._open(spec, chunks).book
         entries = [Entry(chunk_kind, chunk=n) for n in range(len(chunks))] if chunk_kind else []
         self._add_tasks(book, [*entries, *map(entry_of, tasks)])
@@ -79,7 +88,9 @@ class Ledger(Queue):
         return True
 
     def cancel(self, id_: str) -> None:
-        """Stop what has not begun."""
+        """Stop what has not begun; a request on its way in is accepted as one that has ended."""
+        if known := self.arriving.pop(id_, None):
+            self._open(known.spec)
         transaction = self.transactions[self.numbers[id_]]
         book = transaction.book
         if book.finished or book.cancelled:
@@ -94,12 +105,14 @@ class Ledger(Queue):
     def retry(self, id_: str, asked_kind: int, met_task: pb.NewTask, chunk: int) -> str:
         """Run again what failed, in ``chunk`` paths per task: the id of the one retry.
 
-        Raises FailedPrecondition.
+        Raises FailedPrecondition, ResourceExhausted.
         """
         old = self.transactions[self.numbers[id_]]
         again = retry_id(id_)
         if again not in self.numbers:
             retries.check_state(old.book)
+            self._admit(old.spec)
+            self.arriving.pop(again, None)
             entries, chunks = leftovers(self, old, asked_kind, entry_of(met_task), chunk)
             retries.check_left(old.book, entries)
             spec = pb.TransactionSpec()

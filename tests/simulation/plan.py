@@ -194,8 +194,10 @@ class Plans:
 
     def _spec(self, user: str, action: int) -> pb.TransactionSpec:
         self._ids += 1
-        who = Identity(user=user)
-        return pb.TransactionSpec(id=f"request-{self._ids}", identity=who, group="g", action=action)  # type: ignore[arg-type]
+        return pb.TransactionSpec(
+            id=f"request-{self._ids}", identity=Identity(user=user),
+            group="h" if user == "carol" else "g", action=action,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def _fail(task: Leased, files: int, *, transient: bool, retry_after: float) -> pb.WorkRequest:

@@ -117,6 +117,15 @@ class Transaction:
     tasks: list[int] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Arriving:
+    """A request on its way in, of which so many paths are stored."""
+
+    spec: pb.TransactionSpec
+    updated_at: float
+    paths: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Leased:
     """A task that was just leased."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from random import Random
 
 from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.task_pb2 import Task
-from services.kit.errors import FailedPrecondition
+from services.kit.errors import FailedPrecondition, ResourceExhausted
+from services.monitor.config import LedgerConfig
 from services.monitor.rules import Limits
 from tests.simulation.checks import CheckedLedger, require
 from tests.simulation.plan import TAPE, TRANSFER, USERS, Plans, Request
@@ -29,13 +31,24 @@ PATIENCE = 3600.0
 """Seconds after which all must have ended."""
 
 
+def _config(chance: Random) -> LedgerConfig:
+    """How much is taken in at a time: little, or whatever comes."""
+    return LedgerConfig(
+        running_per_user=chance.choice((1, 2, 1000)), running_per_group=chance.choice((3, 1000)),
+        tasks_per_user=chance.choice((3, 20, 1000)), tasks_per_group=chance.choice((10, 1000)),
+        paths_per_user=chance.choice((3, 1000)), paths_per_group=chance.choice((10, 1000)),
+        busy_retry_seconds=5.0, submission_seconds=120.0,
+    )  # fmt: skip
+
+
 class Simulation:
     """Runs to its end by :meth:`run`. Raises checks.Violation."""
 
     def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
         self.world = world = World(seed, CALM, trace)
         self.plans = Plans(world.random)
-        self.ledger = CheckedLedger(world, LIMITS, self._told)
+        self._config = _config(world.random)
+        self.ledger = CheckedLedger(world, LIMITS, self._config, self._told)
         self.ledger.declare("plan", Task.PLAN_ARCHIVE, 60.0)
         self.replicas = [Replica(world, self.ledger, f"r{n}") for n in range(2)]
         self._processes = 0
@@ -133,12 +146,41 @@ class Simulation:
             step(request)
         except Outage:
             self._later(1.0, step, request)
+        except ResourceExhausted:
+            self._come_again(step, request)
+        except FailedPrecondition:
+            self._later(1.0, self._submit, request)
+
+    def _come_again(self, step: Callable[[Request], None], request: Request) -> None:
+        """Later, as it was told; or not at all."""
+        world = self.world
+        world.say("{} is refused", request.spec.id)
+        self._later(self._config.busy_retry_seconds * world.random.uniform(1, 1.5), step, request)
+        if world.random.random() < 0.1:
+            self._later(1.0, self._cancel, request)
+
+    def _reach(self) -> Replica:
+        """One that answers. Raises Outage."""
+        if (replica := self.replica()) is None:
+            raise Outage
+        return replica
 
     def _submit(self, request: Request) -> None:
-        world = self.world
-        replica = self.replica()
-        if replica is None:
-            raise Outage
+        """Announce a request; its paths follow, unless its client is never heard of again."""
+        self._reach().database(self.ledger.arrive, request.spec)
+        self._later(self.world.random.expovariate(1), self._send, request)
+
+    def _send(self, request: Request) -> None:
+        replica, spec = self._reach(), request.spec
+        stored = replica.database(self.ledger.store, spec.id, 0)
+        if stored is not None:
+            missing = sum(map(len, request.chunks)) - stored
+            replica.database(self.ledger.store, spec.id, missing)
+        if stored is None or not self.world.chance(0.03):
+            self._later(self.world.random.expovariate(1), self._commit, request)
+
+    def _commit(self, request: Request) -> None:
+        world, replica = self.world, self._reach()
         kind = Task.SCAN if request.chunks else 0
         replica.database(self.ledger.accept, request.spec, request.tasks, request.chunks, kind)
         world.say("{} is accepted", request.spec.id)
@@ -150,10 +192,10 @@ class Simulation:
             self._later(CALM / 2, self._retry, request)
 
     def _cancel(self, request: Request) -> None:
-        replica = self.replica()
-        if replica is None or request.spec.id not in self.ledger.numbers:
+        replica, ledger = self._reach(), self.ledger
+        if request.spec.id not in ledger.numbers.keys() | ledger.arriving.keys():
             raise Outage
-        replica.database(self.ledger.cancel, request.spec.id)
+        replica.database(ledger.cancel, request.spec.id)
         self.world.say("{} is cancelled", request.spec.id)
         if not self.world.chance(0.1):
             self.world.after(0.01, lambda: [each.check() for each in self.replicas])
@@ -167,8 +209,7 @@ class Simulation:
         if self.ledger.numbers[id_] not in self.ledger.finished:
             self._later(10.0, self._retry, request)
             return
-        if (replica := self.replica()) is None:
-            raise Outage
+        replica = self._reach()
         with suppress(FailedPrecondition):
             met = pb.NewTask(kind=Task.SCAN)
             again = replica.database(self.ledger.retry, id_, Task.SCAN, met, 3)

@@ -16,7 +16,7 @@ from tests.simulation.world import Link, Outage, Process, World
 
 T = TypeVar("T")
 
-HEARTBEAT, LEASE, POLL, SWEEP, PATIENCE = 3.0, 15.0, 2.0, 3.0, 60.0
+HEARTBEAT, LEASE, POLL, SWEEP, PATIENCE, PURGE = 3.0, 15.0, 2.0, 3.0, 60.0, 30.0
 PING, PING_ANSWER = 10.0, 5.0
 """How often a worker looks whether its replica is there, and how long that may take to answer."""
 
@@ -66,6 +66,7 @@ class Replica(Process):
         self._hearing = Hearing(LEASE)
         self._again(POLL, self._wake)
         self._again(SWEEP, self._sweep)
+        self._again(PURGE, self._purge)
 
     def stop(self, graceful: bool) -> None:
         """Go down; without grace at once."""
@@ -140,6 +141,9 @@ class Replica(Process):
         for stream in list(self._streams.values()):
             if self.world.now - stream.heard > LEASE:
                 stream.link.cut()
+
+    def _purge(self) -> None:
+        self.database(self.ledger.purge, self.ledger.config.submission_seconds)
 
     # Streams
 

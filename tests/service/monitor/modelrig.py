@@ -87,6 +87,10 @@ def modelled(ledger: Ledger) -> Snapshot:
             for transaction in ledger.transactions.values()
             for n, paths in enumerate(transaction.chunks)
         ),
+        "arriving": sorted(
+            (id_, a.spec.identity.user, a.spec.group, a.paths)
+            for id_, a in ledger.arriving.items()
+        ),
     }  # fmt: skip
 
 
@@ -143,6 +147,8 @@ _STORED = {
     "failures": """
         SELECT coalesce(x.id::text, ''), path, code, task, token
         FROM failure f LEFT JOIN txn x ON x.seq = f.txn WHERE counted""",
-    "chunks": "SELECT transaction_id::text, chunk, paths FROM path_chunk",
+    "chunks": """
+        SELECT x.id::text, chunk, paths FROM path_chunk JOIN txn x ON x.id = transaction_id""",
+    "arriving": "SELECT id::text, user_name, group_name, next FROM submission",
     "uncounted": "SELECT task, token, position, path, code FROM failure WHERE NOT counted",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -14,7 +14,7 @@ from nearline.type.v1.identity_pb2 import Identity
 from nearline.type.v1.task_pb2 import Task
 from nearline.type.v1.transaction_pb2 import Failure, Transaction
 from services.kit.db import Database
-from services.kit.errors import FailedPrecondition
+from services.kit.errors import FailedPrecondition, ResourceExhausted
 from services.kit.jobs import seconds
 from services.monitor import leases, results, retries, schedules, submissions, transactions
 from services.monitor.book import Report, report_of
@@ -25,8 +25,12 @@ from tests.service.monitor.modelrig import clear, set_clock
 from tests.simulation.model import Ledger
 from tests.simulation.rows import LEASED, Appetite, Lease, SupersededError
 
+T = TypeVar("T")
+
 LIMITS = Limits(retry_first=2.0, retry_most=16.0, give_up_after=64.0, most_lost=3)
-CONFIG = LedgerConfig()
+CONFIG = LedgerConfig(
+    running_per_user=7, running_per_group=11, tasks_per_user=24, paths_per_user=6
+)  # fmt: skip
 CHUNK = 2
 """Paths of a task, by the tests' setting."""
 LEASE_SECONDS, PATIENCE_SECONDS = 16.0, 32.0
@@ -40,7 +44,7 @@ class StorePair:
     def __init__(self, database: Database) -> None:
         self.database = database
         clear(database)
-        self.model = Ledger(LIMITS, lambda: 0.5, lambda kinds: None)
+        self.model = Ledger(LIMITS, CONFIG, lambda: 0.5, lambda kinds: None)
         self._streams: dict[str, list[Registration]] = {name: [] for name in WORKERS}
         self._tokens: list[Lease] = []
         for name in WORKERS:
@@ -52,34 +56,43 @@ class StorePair:
         """A new request, or one of before again."""
         known = len(self.model.numbers) and random.random() < 0.2
         number = random.randint(1, 5) if known else len(self.model.numbers) + 1
-        asked = _spec(number, random.choice(("alice", "bob")))
-        seq = self.model.numbers.get(asked.id)
-        if seq:
-            asked = self.model.transactions[seq].spec
-        paths = [f"/{n}" for n in range(random.choice((0, 0, 1, 4, 5)))]
-        tasks = [_new_task(random) for _ in range(random.randint(1, 4))]
-        following = self.database.write_sync(submissions.begin, asked, CONFIG)
-        assert (following is None) == bool(seq)
-        if not seq:
-            self._send(asked, paths, tasks)
-        chunks = [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]
-        assert self.model.accept(asked, tasks, chunks, Task.SCAN) != bool(seq)
+        asked = self._known(_spec(number, random.choice(("alice", "bob"))))
+        paths = [f"/{n}" for n in range((0, 0, 1, 4, 5)[number % 5])]
+        begun = _answer(self.database.write_sync, submissions.begin, asked, CONFIG)
+        assert begun == _answer(self.model.arrive, asked)
+        if isinstance(begun, int) and len(paths) > begun:
+            self._send(asked, paths[begun:], begun)
+        if random.random() < 0.9:
+            self._commit(asked, paths, [_new_task(random) for _ in range(random.randint(1, 4))])
 
-    def _send(
+    def _known(self, asked: pb.TransactionSpec) -> pb.TransactionSpec:
+        """As it was asked first."""
+        if seq := self.model.numbers.get(asked.id):
+            return self.model.transactions[seq].spec
+        known = self.model.arriving.get(asked.id)
+        return known.spec if known else asked
+
+    def _send(self, asked: pb.TransactionSpec, paths: list[str], first: int) -> None:
+        batch = pb.SubmitRequest.Paths(first=first, paths=paths)
+        stored = self.database.write_sync(submissions.store, asked, batch)
+        assert stored == self.model.store(asked.id, len(paths))
+
+    def _commit(
         self, asked: pb.TransactionSpec, paths: list[str], tasks: Sequence[pb.NewTask]
     ) -> None:
-        if paths:
-            batch = pb.SubmitRequest.Paths(first=0, paths=paths)
-            assert self.database.write_sync(submissions.store, asked, batch) == len(paths)
+        chunks = [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]
         commit = pb.SubmitRequest.Commit(total=len(paths), chunk_kind=Task.SCAN, tasks=tasks)
         for _ in range(2):
-            self.database.write_sync(submissions.accept, asked, commit, CONFIG)
+            expected = _answer(self.model.accept, asked, tasks, chunks, Task.SCAN)
+            found = _answer(self.database.write_sync, submissions.accept, asked, commit, CONFIG)
+            assert found == (expected if isinstance(expected, str) else None)
 
     def cancel(self, random: Random) -> None:
-        """Any transaction, ended ones too."""
-        if self.model.numbers:
-            id_ = random.choice(sorted(self.model.numbers))
-            self.database.write_sync(transactions.cancel, id_, pb.Visibility())
+        """Any request: on its way in, running, ended."""
+        if ids := sorted(self.model.numbers.keys() | self.model.arriving.keys()):
+            id_ = random.choice(ids)
+            if not self.database.write_sync(submissions.cancel, id_, pb.Visibility()):
+                self.database.write_sync(transactions.cancel, id_, pb.Visibility())
             self.model.cancel(id_)
 
     def retry(self, random: Random) -> None:
@@ -300,11 +313,11 @@ def _failures(task: int, token: int, first: int, count: int) -> pb.WorkRequest.F
     return pb.WorkRequest.Failures(lease=lease, failures=failed, first=first)
 
 
-def _answer(call: Callable[..., str], *args: Any) -> str:
+def _answer(call: Callable[..., T], *args: Any) -> T | str:
     """What ``call`` returns, or why it refuses."""
     try:
         return call(*args)
-    except FailedPrecondition as refused:
+    except (FailedPrecondition, ResourceExhausted) as refused:
         return refused.reason
 
 

@@ -264,3 +264,22 @@ async def test_groups_and_waiting_work_are_bounded_too(database_config: Database
         await answers(one.stub, header(arriving), commit(3, chunk_kind=Task.SCAN))
         assert "2 transactions" in (await refusal(one.stub, header(spec("carol")))).message
         await submit(one.stub, spec("carol", group="ice"), [new_task(Task.SCAN)])
+
+
+@sync
+async def test_large_requests_of_one_user_do_not_keep_each_other_out(
+    database_config: DatabaseConfig,
+) -> None:
+    async with replica(database_config, LedgerConfig(paths_per_user=2)) as one:
+        both = [one.stub.Submit(), one.stub.Submit()]
+        asked = [spec(), spec()]
+        for message in range(2):
+            for stream, each in zip(both, asked, strict=True):
+                await stream.write([header(each), batch(0, ["/a", "/b"])][message])
+                await stream.read()
+        assert "4 paths" in (await refusal(one.stub, header(spec()))).message
+        for stream in both:
+            stream.cancel()
+        for each in asked:
+            last = (await answers(one.stub, header(each), commit(2, chunk_kind=Task.SCAN)))[-1]
+            assert last.transaction.state == Transaction.QUEUED
