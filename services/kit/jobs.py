@@ -7,6 +7,7 @@ of :class:`services.kit.worker.Worker`, which re-exports everything here.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -38,6 +39,8 @@ _MAX_REASON = 2_000
 # Batches of failures that may be on their way; a handler that fails more files waits for acks.
 _BATCHES_IN_FLIGHT = 8
 _POLL_SECONDS = 0.5
+# Names that were sent too early are dropped; those that were not sent are missed.
+_CLOCK_SLACK_SECONDS = 60.0
 
 
 class JobCancelled(Exception):
@@ -60,6 +63,10 @@ class Job:
     chunk: int | None
     attempt: int
     transaction: monitor_pb2.TransactionSpec
+    given_up_at: float | None = None
+    """By the monotonic clock: a failure from then on is the task's last."""
+    workers_lost: int = 0
+    """Above 0: so many were lost with it, and the ledger gives it up if this one is lost too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,8 @@ class JobContext:
         self._buffer: list[transaction_pb2.Failure] = []
         self._buffered_bytes = 0
         self._failed = 0
+        self._failed_paths: set[str] = set()
+        self._named: Done | None = None
         self._sent = 0
         self._reason: str | None = None
         self._room = threading.Semaphore(_BATCHES_IN_FLIGHT)
@@ -123,9 +132,20 @@ class JobContext:
         return self._reason is not None
 
     @property
-    def has_failures(self) -> bool:
-        """Whether failed files were reported in this attempt."""
-        return self._failed > 0
+    def failed(self) -> int:
+        """How many failed files were reported in this attempt."""
+        return self._failed
+
+    def has_failed(self, path: str) -> bool:
+        """Whether a file of this path was reported in this attempt."""
+        return path in self._failed_paths
+
+    def all_named(self, counted: Done) -> None:
+        """Say that the reported failures, and the files done, are all of the task.
+
+        If it fails and the ledger gives it up, they count.
+        """
+        self._named = counted
 
     def check(self) -> None:
         """Raise JobCancelled when the work is of no more use; call it every second or so."""
@@ -159,6 +179,7 @@ class JobContext:
             self._buffer.append(failure)
             self._buffered_bytes += size
             self._failed += 1
+            self._failed_paths.add(path)
             if len(self._buffer) == MAX_BATCH:
                 self._flush()
 
@@ -185,6 +206,16 @@ class JobContext:
         """Send what is buffered; how many failures were reported. Raises JobCancelled."""
         self._flush()
         return self._failed
+
+    def fail(self, error: Exception) -> WorkRequest:
+        """The message that ends the lease with what the handler raised. Raises JobCancelled."""
+        request = to_fail(self._lease, error, self.files_at_stake)
+        if self._named is not None:
+            request.fail.files_failed = self.finish()
+            request.fail.files_total = self._named.files_total
+            request.fail.files_done = self._named.files_done
+            request.fail.bytes_done = self._named.bytes_done
+        return request
 
     def _flush(self) -> None:
         if not self._buffer:
@@ -255,7 +286,16 @@ def to_job(assignment: monitor_pb2.WorkResponse.Assignment) -> Job:
         chunk=assignment.chunk if assignment.HasField("chunk") else None,
         attempt=assignment.attempt,
         transaction=assignment.transaction,
+        given_up_at=_given_up_at(assignment),
+        workers_lost=assignment.workers_lost,
     )
+
+
+def _given_up_at(assignment: monitor_pb2.WorkResponse.Assignment) -> float | None:
+    if not assignment.HasField("gives_up_in"):
+        return None
+    left = assignment.gives_up_in.ToNanoseconds() / 1e9
+    return time.monotonic() + left - _CLOCK_SLACK_SECONDS
 
 
 def to_request(lease: monitor_pb2.Lease, outcome: Outcome, files_failed: int) -> WorkRequest:
@@ -273,17 +313,20 @@ def to_request(lease: monitor_pb2.Lease, outcome: Outcome, files_failed: int) ->
 
 
 def to_fail(lease: monitor_pb2.Lease, error: Exception, files: int) -> WorkRequest:
-    """The message that ends a lease with ``error``; what is no NearlineError is tried again."""
-    fail = WorkRequest.Fail(lease=lease, files=files)
-    if isinstance(error, NearlineError):
-        fail.code, fail.transient = error.reason, error.transient
-        fail.reason = readable(error.message)
-        if error.retry_after is not None:
-            fail.retry_after.CopyFrom(seconds(error.retry_after))
-    else:
-        fail.code, fail.transient = "INTERNAL", True
-        fail.reason = f"an unexpected error ({type(error).__name__}); the worker's log has details"
+    """The message that ends a lease with ``error``."""
+    code, reason, transient = described(error)
+    fail = WorkRequest.Fail(lease=lease, code=code, reason=reason, transient=transient, files=files)
+    if isinstance(error, NearlineError) and error.retry_after is not None:
+        fail.retry_after.CopyFrom(seconds(error.retry_after))
     return WorkRequest(fail=fail)
+
+
+def described(error: Exception) -> tuple[str, str, bool]:
+    """Code and reason of ``error``, and whether the task is tried again; a bug may be mended."""
+    if isinstance(error, NearlineError):
+        return error.reason, readable(error.message), error.transient
+    reason = f"an unexpected error ({type(error).__name__}); the worker's log has details"
+    return "INTERNAL", reason, True
 
 
 def _complete(

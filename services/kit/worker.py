@@ -50,7 +50,6 @@ from services.kit.jobs import (
     new_task,
     readable,
     seconds,
-    to_fail,
     to_job,
     to_request,
 )
@@ -404,20 +403,25 @@ def _outcome(
 ) -> WorkRequest:
     """Run ``handler``; the message that ends its lease, whatever happens."""
     context, lease = run.context, run.lease
+    hand_back = WorkRequest(hand_back=WorkRequest.HandBack(lease=lease))
     try:
         context.check()
         outcome = handler(job, context)
         saw(job.kind, None)
         return to_request(lease, outcome, context.finish())
     except JobCancelled:
-        return WorkRequest(hand_back=WorkRequest.HandBack(lease=lease))
+        return hand_back
     except errors.NearlineError as error:
         saw(job.kind, error)
         log.info("job_failed", reason=error.reason, message=error.message)
-        return to_fail(lease, error, context.files_at_stake)
+        failure: Exception = error
     except Exception as error:
         log.exception("job_crashed")
-        return to_fail(lease, error, context.files_at_stake)
+        failure = error
+    try:
+        return context.fail(failure)
+    except JobCancelled:
+        return hand_back
 
 
 @contextlib.contextmanager

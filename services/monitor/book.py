@@ -26,6 +26,7 @@ Body = (
 POISON = "WORKER_LOST"
 RESULT_INCOMPLETE = "RESULT_INCOMPLETE"
 BAD_FOLLOW_UP = "BAD_FOLLOW_UP"
+_COUNTING = (WorkRequest.Complete, WorkRequest.Defer, WorkRequest.Fail)
 
 
 @dataclass(slots=True)
@@ -142,7 +143,7 @@ def report_of(request: monitor_pb2.WorkRequest) -> Report:
 def files_failed(report: Report) -> int:
     """How many failures the worker says it sent before."""
     body = report.body
-    return body.files_failed if isinstance(body, WorkRequest.Complete | WorkRequest.Defer) else 0
+    return body.files_failed if isinstance(body, _COUNTING) else 0
 
 
 def judge(task: TaskRow | None, report: Report) -> rules.Verdict:
@@ -210,9 +211,10 @@ def end_lease(
 def _checked(report: Report, failures_stored: int) -> Report:
     """``report``, or a failure in its place when it does not add up."""
     body = report.body
-    if not isinstance(body, WorkRequest.Complete | WorkRequest.Defer):
+    if not isinstance(body, _COUNTING):
         return report
-    problem = next((text for task in body.follow_ups if (text := problem_of(task))), "")
+    follow_ups = () if isinstance(body, WorkRequest.Fail) else body.follow_ups
+    problem = next((text for task in follow_ups if (text := problem_of(task))), "")
     if problem:
         fail = WorkRequest.Fail(code=BAD_FOLLOW_UP, reason=problem, files=body.files_failed)
     elif body.files_failed != failures_stored:
@@ -238,14 +240,10 @@ def problem_of(task: monitor_pb2.NewTask) -> str:
 
 def _complete(task: TaskRow, book: Book | None, body: WorkRequest.Complete) -> Effects:
     _end(task, TaskProto.DONE)
-    task.files_done += body.files_done
-    task.bytes_done += body.bytes_done
+    _add(task, book, body)
     if book is None:
         return Effects(follow_ups=body.follow_ups, count_failures=True)
-    book.files_total += body.files_total
     book.bytes_total += body.bytes_total
-    book.files_done += body.files_done
-    book.bytes_done += body.bytes_done
     book.warnings = rules.merge_warnings(book.warnings, body.warnings)
     follow_ups = () if book.cancelled else body.follow_ups
     return Effects(follow_ups=follow_ups, count_failures=True)
@@ -266,7 +264,7 @@ def _fail(
 ) -> Effects:
     long_enough = rules.gives_up(task.failing_seconds or 0.0, limits)
     if not body.transient or long_enough:
-        return _give_up(task, book, body.code, body.reason, body.files)
+        return _give_up(task, book, body)
     at_least = body.retry_after.ToNanoseconds() / 1e9
     delay = rules.retry_delay(task.attempt, limits, jitter=jitter, at_least=at_least)
     _wait(task, delay, body.reason)
@@ -278,7 +276,7 @@ def _lost(task: TaskRow, book: Book | None, limits: Limits, jitter: float) -> Ef
     task.lost += 1
     if rules.is_poison(task.lost, limits):
         reason = f"{task.lost} workers were lost while they worked on it"
-        return _give_up(task, book, POISON, reason, 0)
+        return _give_up(task, book, WorkRequest.Fail(code=POISON, reason=reason))
     delay = rules.lost_delay(task.lost, limits, jitter=jitter)
     task.failing = True
     if delay:
@@ -295,16 +293,28 @@ def _hand_back(task: TaskRow) -> Effects:
     return Effects()
 
 
-def _give_up(task: TaskRow, book: Book | None, code: str, reason: str, files: int) -> Effects:
+def _give_up(task: TaskRow, book: Book | None, fail: WorkRequest.Fail) -> Effects:
     _end(task, TaskProto.FAILED)
-    task.note = reason
+    task.note = fail.reason
+    named = fail.files_failed > 0
     if book is not None:
         book.tasks_failed += 1
-        if task.chunk is None:
-            lost = task.files or max(files, 0)
-            task.files_failed += lost
-            book.files_failed += lost
-    return Effects(given_up=(code, reason))
+    if named:
+        _add(task, book, fail)
+    elif book is not None and task.chunk is None:
+        lost = task.files or max(fail.files, 0)
+        task.files_failed += lost
+        book.files_failed += lost
+    return Effects(count_failures=named, given_up=(fail.code, fail.reason))
+
+
+def _add(task: TaskRow, book: Book | None, body: WorkRequest.Complete | WorkRequest.Fail) -> None:
+    task.files_done += body.files_done
+    task.bytes_done += body.bytes_done
+    if book is not None:
+        book.files_total += body.files_total
+        book.files_done += body.files_done
+        book.bytes_done += body.bytes_done
 
 
 def _count(task: TaskRow, book: Book | None, effects: Effects, failures: int) -> None:

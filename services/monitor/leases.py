@@ -28,6 +28,7 @@ class Registration:
 
     worker: int
     session: int
+    most_lost: int
     held: tuple[Lease, ...] = ()
     most_of_one: int | None = None
     """Tasks of one user that it may hold; None: as many as it has slots."""
@@ -45,6 +46,10 @@ class Leased:
     payload: bytes
     chunk: int | None
     attempt: int
+    lost: int = 0
+    """Leases in a row that were lost."""
+    failing_seconds: float | None = None
+    """How long it has been failing; None: it has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ def hello(
     return Registration(
         worker,
         session,
+        limits.most_lost,
         tuple(sorted(leased & held)),
         most_of_one=max(hello.slots - hello.reserved, 1) if hello.reserved else None,
         small_only=hello.small_only,
@@ -154,7 +160,7 @@ def lease(connection: Connection, stream: Registration, kinds: Sequence[int], mo
 def _lease_any(
     connection: Connection, stream: Registration, kind: int, most: int, taken: Taken
 ) -> None:
-    values = {"kind": kind, "most": most, "worker": stream.worker}
+    values = {"kind": kind, "most": most, "worker": stream.worker, "last": stream.most_lost - 1}
     statement = _LEASE.format(only=_SMALL if stream.small_only else "")
     found = sql.rows(connection, statement, values)
     taken.leased += [_leased(*row) for row in found]
@@ -172,7 +178,7 @@ def _lease_shared(
     near, anywhere = (_LEASE.format(only=each.format(only=only)) for each in (_NEAR, _ANYWHERE))
     for _ in range(most):
         full = sql.rows(connection, _FULL, (stream.worker, stream.most_of_one))
-        values = {"kind": kind, "most": 1, "worker": stream.worker,
+        values = {"kind": kind, "most": 1, "worker": stream.worker, "last": stream.most_lost - 1,
                   "full": [user for (user,) in full]}  # fmt: skip
         found = sql.rows(connection, near, values) or sql.rows(connection, anywhere, values)
         if not found:
@@ -268,6 +274,7 @@ FROM task t LEFT JOIN txn x ON x.seq = t.txn WHERE t.holder = %s
 """
 
 # Tasks of a key that is being worked on wait; of several of one key in the batch one is taken.
+# Who takes a task for the last time only names its files: operators look for who was lost with it.
 _LEASE = """
 WITH candidate AS MATERIALIZED (
   SELECT id, key FROM task t
@@ -279,11 +286,13 @@ WITH candidate AS MATERIALIZED (
   UNION ALL SELECT min(id) FROM candidate WHERE key IS NOT NULL GROUP BY key
 ), leased AS (
   UPDATE task t
-  SET state = 2, holder = %(worker)s, worker = %(worker)s, token = token + 1, attempt = attempt + 1
+  SET state = 2, holder = %(worker)s, token = token + 1, attempt = attempt + 1,
+      worker = CASE WHEN lost > 0 AND lost >= %(last)s THEN worker ELSE %(worker)s END
   FROM chosen WHERE t.id = chosen.id
-  RETURNING t.id, t.token, t.txn, t.kind, t.payload, t.chunk, t.attempt, t.vt
+  RETURNING t.id, t.token, t.txn, t.kind, t.payload, t.chunk, t.attempt, t.lost,
+            extract(epoch FROM now() - t.failing_since)::float8 AS failing, t.vt
 )
-SELECT id, token, txn, kind, payload, chunk, attempt FROM leased ORDER BY vt, id
+SELECT id, token, txn, kind, payload, chunk, attempt, lost, failing FROM leased ORDER BY vt, id
 """
 
 # Spelled as in the index of small tasks.

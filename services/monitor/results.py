@@ -111,11 +111,17 @@ class _Recording:
             sql.run(self.connection, _DROP_FAILURES, (dropped,))
         for id_, effect in effects.items():
             if effect.given_up is not None:
-                self._give_up(self.tasks[id_], *effect.given_up)
+                code, reason = effect.given_up
+                log.warning("task_given_up", task=id_, kind=self.tasks[id_].kind, code=code,
+                            reason=reason)  # fmt: skip
+                if not effect.count_failures:
+                    self._give_up(self.tasks[id_], code, reason)
 
     def _give_up(self, task: TaskRow, code: str, reason: str) -> None:
-        """Say why a task failed for good: for each path of its chunk, or once without a path."""
-        log.warning("task_given_up", task=task.id, kind=task.kind, code=code, reason=reason)
+        """Say why a task failed for good, whose worker did not name its files.
+
+        For each path of its chunk, or once without a path.
+        """
         if task.txn is None:
             return
         book = self.books[task.txn]
@@ -124,6 +130,8 @@ class _Recording:
             "reason": reason, "id": book.id, "chunk": task.chunk,
         }  # fmt: skip
         if task.chunk is None:
+            if task.files_failed:
+                values["reason"] = f"{reason}; so for {task.files_failed} files without names"
             sql.run(self.connection, _FAIL_TASK, values)
             return
         paths = sql.run(self.connection, _FAIL_PATHS, values)

@@ -21,7 +21,7 @@ from services.kit.errors import (
     Unavailable,
 )
 from services.kit.jobs import seconds
-from services.monitor import leases
+from services.monitor import leases, rules
 from services.monitor.book import Report, report_of
 from services.monitor.config import LedgerConfig
 from services.monitor.dispatch import Dispatcher
@@ -200,7 +200,8 @@ class Stream:
             specs = await self._dispatcher.specs(leased)
             for task in leased:
                 spec = specs.get(task.txn) if task.txn is not None else None
-                self._outbox.put_nowait(WorkResponse(assignment=_assignment(task, spec)))
+                assignment = _assignment(task, spec, self._config.limits)
+                self._outbox.put_nowait(WorkResponse(assignment=assignment))
 
     async def _beat(self) -> None:
         """Extend the leases at each sign of life; end the stream when there is none."""
@@ -311,7 +312,13 @@ def _lease(lease: Lease) -> monitor_pb2.Lease:
     return monitor_pb2.Lease(task_id=lease[0], token=lease[1])
 
 
-def _assignment(task: Leased, spec: monitor_pb2.TransactionSpec | None) -> WorkResponse.Assignment:
+def _assignment(
+    task: Leased, spec: monitor_pb2.TransactionSpec | None, limits: rules.Limits
+) -> WorkResponse.Assignment:
+    left = None
+    if task.failing_seconds is not None:
+        left = seconds(max(limits.give_up_after - task.failing_seconds, 0.0))
+    is_last = task.lost > 0 and rules.is_poison(task.lost + 1, limits)
     return WorkResponse.Assignment(
         lease=_lease((task.task_id, task.token)),
         kind=cast("Kind", task.kind),
@@ -319,4 +326,6 @@ def _assignment(task: Leased, spec: monitor_pb2.TransactionSpec | None) -> WorkR
         chunk=task.chunk,
         attempt=task.attempt,
         transaction=spec,
+        gives_up_in=left,
+        workers_lost=task.lost if is_last else 0,
     )

@@ -151,7 +151,7 @@ task = Table(
     Column("lane", Integer, nullable=False),
     # Number of the worker that holds it; null unless LEASED.
     Column("holder", Integer),
-    # Number of the worker that holds or last held it.
+    # Number of the worker that holds or last held it, but for one that only names its files.
     Column("worker", Integer),
     # Counts leases.
     Column("token", Integer, nullable=False, server_default="0"),

@@ -14,7 +14,7 @@ from services.kit.channel import aio_channel, sync_channel
 from services.kit.jobs import Handler, Job, JobContext, Outcome
 from services.kit.objecterrors import CACHE, CACHE_SPACE
 from services.kit.objectstore import ObjectStore
-from services.kit.perfile import failing_each, of_files_task
+from services.kit.perfile import Whose, failing_each, of_files_task, of_scan
 from services.kit.worker import Worker, schedule
 from services.kit.working import Watchdog, work
 from services.transfer.config import TransferConfig
@@ -54,7 +54,8 @@ _NEEDS = {
 }
 
 
-_FILES_OF = {
+_FILES_OF: dict[task_pb2.Task.Kind.ValueType, Whose] = {
+    Task.SCAN: of_scan,
     Task.UPLOAD: of_files_task,
     Task.DOWNLOAD: of_files_task,
     Task.RESOLVE: of_files_task,

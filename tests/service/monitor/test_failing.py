@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
+
+import pytest
 
 from nearline.monitor.v1 import monitor_pb2 as pb
-from nearline.type.v1.task_pb2 import Task
+from nearline.type.v1.storage_pb2 import IdRange, StoredFile
+from nearline.type.v1.task_pb2 import FilesTask, Task
 from nearline.type.v1.transaction_pb2 import Transaction
 from services.kit import errors
 from services.kit.config import DatabaseConfig
 from services.kit.jobs import new_task
+from services.kit.perfile import failing_each, of_files_task
 from services.kit.worker import Deferred, Done, Job, JobContext
 from services.monitor.config import LedgerConfig
 from tests.service.monitor.asynctests import sync
@@ -125,6 +130,48 @@ async def test_a_task_that_kills_its_workers_is_given_up(database_config: Databa
             raw.call.cancel()
         assert (await ended(one.stub, id_)).state == Transaction.FAILED
         assert await listed(one, id_) == [("", "WORKER_LOST")]
+
+
+class Names:
+    """A catalog that knows files 1 to 3 of five; the first is stored."""
+
+    def files(self, ranges: object) -> Iterator[StoredFile]:
+        yield from (StoredFile(id=n, path=f"/{n}", stored=n == 1) for n in (1, 2, 3))
+
+
+FIVE = FilesTask(files=[IdRange(first=1, count=5)])
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [("failing_since = now() - interval '8 days'", "STORE_DOWN"), ("lost = 9", "WORKER_LOST")],
+)
+@sync
+async def test_the_files_of_a_task_that_is_given_up_are_named(
+    database_config: DatabaseConfig, change: str, code: str
+) -> None:
+    def upload(job: Job, context: JobContext) -> Done:
+        raise errors.Unavailable("STORE_DOWN", "object store unreachable")
+
+    handler = failing_each(upload, of_files_task, Names())  # type: ignore[arg-type]
+    async with replica(database_config) as one:
+        id_ = await submit(one.stub, spec(), [new_task(Task.UPLOAD, FIVE, files=5)])
+        one.change("UPDATE txn SET files_total = 5")
+        one.change(
+            "INSERT INTO worker (name, service, host, version, slots, session, connected, seen_at)"
+            " VALUES ('dead', 'transfer', '', '', 1, 1, false, now())"
+        )
+        one.change(f"UPDATE task SET worker = (SELECT id FROM worker), {change}")
+        async with worker(one.peer, {Task.UPLOAD: handler}):
+            result = await ended(one.stub, id_)
+        assert result.state == Transaction.COMPLETE_WITH_ERRORS
+        assert (result.files_total, result.files_done, result.files_failed) == (5, 1, 4)
+        assert await listed(one, id_) == [("/2", code), ("/3", code), ("", code), ("", code)]
+        request = pb.ListParkedTasksRequest()
+        (parked,) = [each async for answer in one.stub.ListParkedTasks(request)
+                     for each in answer.tasks]  # fmt: skip
+        assert (parked.code, parked.task.files_failed) == (code, 4)
+        assert (parked.task.worker == "dead") == (code == "WORKER_LOST")
 
 
 @sync

@@ -92,6 +92,28 @@ def test_transient_failures_wait_and_at_last_give_up() -> None:
     assert (row.state, of.files_failed, effects.given_up) == (Task.FAILED, 4, ("DOWN", "no store"))
 
 
+def test_names_count_in_place_of_numbers_when_a_task_is_given_up() -> None:
+    fail = pb.WorkRequest.Fail(code="DOWN", reason="no store", transient=True, files=4)
+    fail.files_failed, fail.files_done, fail.bytes_done, fail.files_total = 3, 1, 10, 1
+    row, of = task(failing_seconds=50.0, files=4), book(files_total=4)
+    effects = end(row, of, stored=3, fail=fail)
+    assert (row.state, of.files_failed, of.files_done) == (Task.DELAYED, 0, 0)
+    assert not effects.count_failures, "it is tried again, so nothing has failed"
+    row = task(failing_seconds=100.0, files=4)
+    of = book(files_total=4)
+    effects = end(row, of, stored=3, fail=fail)
+    assert (row.state, row.files_failed, effects.count_failures) == (Task.FAILED, 3, True)
+    assert (of.files_failed, of.files_done, of.bytes_done, of.tasks_failed) == (3, 1, 10, 1)
+    assert of.files_total == 5, "what was newly met"
+    assert effects.given_up == ("DOWN", "no store")
+
+
+def test_a_failure_whose_names_got_lost_is_tried_again() -> None:
+    row, of = task(), book()
+    end(row, of, stored=1, fail=pb.WorkRequest.Fail(code="WORKER_LOST", files_failed=2))
+    assert (row.state, of.files_failed) == (Task.DELAYED, 0)
+
+
 def test_retry_after_is_respected() -> None:
     row = task()
     fail = pb.WorkRequest.Fail(code="B", reason="busy", transient=True, retry_after=seconds(30))

@@ -1181,6 +1181,10 @@ class WorkRequest(_message.Message):
         TRANSIENT_FIELD_NUMBER: _builtins.int
         FILES_FIELD_NUMBER: _builtins.int
         RETRY_AFTER_FIELD_NUMBER: _builtins.int
+        FILES_FAILED_FIELD_NUMBER: _builtins.int
+        FILES_DONE_FIELD_NUMBER: _builtins.int
+        BYTES_DONE_FIELD_NUMBER: _builtins.int
+        FILES_TOTAL_FIELD_NUMBER: _builtins.int
         code: _builtins.str
         """Reason for programs."""
         reason: _builtins.str
@@ -1189,6 +1193,16 @@ class WorkRequest(_message.Message):
         """True: run again later, with backoff. False: running again is of no use; the files count as failed."""
         files: _builtins.int
         """Files of the task that count as failed when it is given up."""
+        files_failed: _builtins.int
+        """Failures sent before with this lease, which name every file of the task that was not served; 0: none is named. They count if
+        the task is given up by this, in place of `files`, and are dropped otherwise.
+        """
+        files_done: _builtins.int
+        """With `files_failed`: files of the task that were served all the same."""
+        bytes_done: _builtins.int
+        """With `files_failed`: bytes of these."""
+        files_total: _builtins.int
+        """With `files_failed`: of the files named, those newly met."""
         @_builtins.property
         def lease(self) -> Global___Lease:
             """The lease."""
@@ -1206,10 +1220,14 @@ class WorkRequest(_message.Message):
             transient: _builtins.bool = ...,
             files: _builtins.int = ...,
             retry_after: _duration_pb2.Duration | None = ...,
+            files_failed: _builtins.int = ...,
+            files_done: _builtins.int = ...,
+            bytes_done: _builtins.int = ...,
+            files_total: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "retry_after", b"retry_after"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "files", b"files", "lease", b"lease", "reason", b"reason", "retry_after", b"retry_after", "transient", b"transient"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "code", b"code", "files", b"files", "files_done", b"files_done", "files_failed", b"files_failed", "files_total", b"files_total", "lease", b"lease", "reason", b"reason", "retry_after", b"retry_after", "transient", b"transient"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1375,6 +1393,8 @@ class WorkResponse(_message.Message):
         CHUNK_FIELD_NUMBER: _builtins.int
         ATTEMPT_FIELD_NUMBER: _builtins.int
         TRANSACTION_FIELD_NUMBER: _builtins.int
+        GIVES_UP_IN_FIELD_NUMBER: _builtins.int
+        WORKERS_LOST_FIELD_NUMBER: _builtins.int
         kind: _task_pb2.Task.Kind.ValueType
         """Kind of work."""
         payload: _builtins.bytes
@@ -1383,6 +1403,10 @@ class WorkResponse(_message.Message):
         """Chunk of paths, where the task has one."""
         attempt: _builtins.int
         """How often the task was leased, this time included."""
+        workers_lost: _builtins.int
+        """Workers that were lost while they had it, if it is given up when this one is lost too. One that knows the task's files should
+        not work on them any more, but end it by a final Fail that names them.
+        """
         @_builtins.property
         def lease(self) -> Global___Lease:
             """The lease."""
@@ -1390,6 +1414,12 @@ class WorkResponse(_message.Message):
         @_builtins.property
         def transaction(self) -> Global___TransactionSpec:
             """The transaction it belongs to; its id is empty for scheduled work."""
+
+        @_builtins.property
+        def gives_up_in(self) -> _duration_pb2.Duration:
+            """Set for a task that has been failing: if it fails later than this from now, it is given up. A worker that then sends Failures
+            for its files (see Fail.files_failed) has them named to the user.
+            """
 
         def __init__(
             self,
@@ -1400,10 +1430,12 @@ class WorkResponse(_message.Message):
             chunk: _builtins.int | None = ...,
             attempt: _builtins.int = ...,
             transaction: Global___TransactionSpec | None = ...,
+            gives_up_in: _duration_pb2.Duration | None = ...,
+            workers_lost: _builtins.int = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk", b"_chunk", "chunk", b"chunk", "lease", b"lease", "transaction", b"transaction"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk", b"_chunk", "chunk", b"chunk", "gives_up_in", b"gives_up_in", "lease", b"lease", "transaction", b"transaction"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk", b"_chunk", "attempt", b"attempt", "chunk", b"chunk", "kind", b"kind", "lease", b"lease", "payload", b"payload", "transaction", b"transaction"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk", b"_chunk", "attempt", b"attempt", "chunk", b"chunk", "gives_up_in", b"gives_up_in", "kind", b"kind", "lease", b"lease", "payload", b"payload", "transaction", b"transaction", "workers_lost", b"workers_lost"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         _WhichOneofReturnType__chunk: _TypeAlias = _typing.Literal["chunk"]  # noqa: Y015
         _WhichOneofArgType__chunk: _TypeAlias = _typing.Literal["_chunk", b"_chunk"]  # noqa: Y015
