@@ -301,10 +301,11 @@ def _give_up(task: TaskRow, book: Book | None, fail: WorkRequest.Fail) -> Effect
         book.tasks_failed += 1
     if named:
         _add(task, book, fail)
-    elif book is not None and task.chunk is None:
+    elif task.chunk is None:
         lost = task.files or max(fail.files, 0)
         task.files_failed += lost
-        book.files_failed += lost
+        if book is not None:
+            book.files_failed += lost
     return Effects(count_failures=named, given_up=(fail.code, fail.reason))
 
 

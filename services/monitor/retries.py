@@ -22,7 +22,12 @@ Request = monitor_pb2.RetryTransactionRequest
 CHUNK = 1000
 """Paths of one task."""
 
-_WHAT_USERS_ASK = frozenset({Transaction.PUT, Transaction.GET, Transaction.STAGE})
+_WHAT_USERS_ASK = {
+    Transaction.PUT: " | nlds putlist -l LABEL -` stores them",
+    Transaction.GET: " | nlds getlist -` brings them back",
+    Transaction.STAGE: "` lists them for `nlds stage`",
+}
+"""How users ask anew for the paths that `nlds stat -F` lists."""
 # Kinds that meet the files of a request: what fails there is named as it was asked for.
 _MEETING = (Task.SCAN, Task.RESOLVE)
 
@@ -125,10 +130,11 @@ def _make(connection: Connection, old: Book, spec: TransactionSpec, request: Req
 def _entries(connection: Connection, old: Book, id_: str, request: Request) -> Iterator[Entry]:
     """The tasks that were given up, as they were, and new ones for files that failed in others."""
     if sql.rows(connection, _FORGOTTEN, (old.seq,)):
+        how = _WHAT_USERS_ASK[Transaction.Action.ValueType(old.action)]
         raise FailedPrecondition(
             "RETRY_TOO_LATE",
-            f"the tasks of transaction {old.id} are not known any more, only what failed:"
-            f" `nlds stat -F {old.id}` lists it for a new putlist or getlist",
+            f"transaction {old.id} ended so long ago that only the paths that failed are known, not"
+            f" its work; make a new request for them: `nlds stat -F {old.id}{how}",
         )
     chunk = 0
     for row in sql.rows(connection, _GIVEN_UP, (old.seq,)):

@@ -242,7 +242,8 @@ def _stat_failed(client: Client, id: str, as_json: bool) -> None:
     if as_json:
         print_json(client.failures(id))
     else:
-        print_lines(failure.path for failure in client.failures(id))
+        # Some are said of files whose names are not known.
+        print_lines(failure.path for failure in client.failures(id) if failure.path)
 
 
 def _stat_all(

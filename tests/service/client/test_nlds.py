@@ -198,7 +198,7 @@ def test_stat_shows_the_newest_last(gateway: Gateway, nlds: Nlds) -> None:
 
 def test_stat_of_one(gateway: Gateway, nlds: Nlds) -> None:
     failure = Failure(path=ODD, code="CHANGED", reason="it changed; put it again")
-    gateway.failures = [failure] * 3
+    gateway.failures = [*[failure] * 3, Failure(code="STORE_DOWN")]
     gateway.tasks = [Task(id=1, kind=Task.SCAN, state=Task.DONE)]
     gateway.transactions = [
         final(Transaction.FAILED, files_failed=3, failures=[failure], warnings=["tag \x1b is set"])

@@ -16,7 +16,7 @@ from nearline.type.v1.task_pb2 import FilesTask, Task
 from nearline.type.v1.transaction_pb2 import Transaction
 from services.kit.channel import sync_channel
 from services.kit.config import DatabaseConfig
-from services.kit.errors import InvalidArgument, from_rpc_error
+from services.kit.errors import InvalidArgument, NearlineError, from_rpc_error
 from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
 from services.kit.retrying import retry_id
 from services.tape.context import OpenTasks
@@ -56,10 +56,14 @@ async def retry(one: Replica, id_: str, identity: Identity | None = None) -> Tra
     return Transaction.FromString(answer.transaction.SerializeToString())
 
 
-async def refusal(one: Replica, id_: str, identity: Identity | None = None) -> str:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
+async def refused(one: Replica, id_: str, identity: Identity | None = None) -> NearlineError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
         await retry(one, id_, identity)
-    return from_rpc_error(refused.value).reason
+    return from_rpc_error(caught.value)
+
+
+async def refusal(one: Replica, id_: str, identity: Identity | None = None) -> str:
+    return (await refused(one, id_, identity)).reason
 
 
 def paths_of(one: Replica, id_: str) -> list[list[str]]:
@@ -208,7 +212,9 @@ async def test_a_retry_that_cannot_be_is_refused_with_its_reason(
         assert await refusal(one, id_, who("bob")) == "TRANSACTION_FOREIGN"
         assert await refusal(one, id_, who("alice", "ice")) == "GROUP_LEFT"
         one.change("DELETE FROM task")
-        assert await refusal(one, id_) == "RETRY_TOO_LATE"
+        late = await refused(one, id_)
+        assert late.reason == "RETRY_TOO_LATE"
+        assert f"`nlds stat -F {id_} | nlds getlist -`" in late.message
 
 
 @sync
@@ -263,9 +269,9 @@ async def test_nobody_slips_paths_or_a_transaction_of_their_own_into_a_retry(
         again = await retry(one, id_)
         retried.set()
         # What has come to be alice's is not shown to whom it displaced.
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
             await anext(slipping)
-        assert from_rpc_error(refused.value).reason == "TRANSACTION_FOREIGN"
+        assert from_rpc_error(caught.value).reason == "TRANSACTION_FOREIGN"
         assert again.user == "alice"
         assert paths_of(one, again.id) == [["/a"]]
         assert not one.rows("SELECT 1 FROM submission")
