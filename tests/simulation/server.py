@@ -94,7 +94,8 @@ class Replica(Process):
 
     def _hint(self, kinds: set[int]) -> None:
         self._hints |= kinds
-        self._feed_all()
+        if self._hints:
+            self._feed_all()
 
     def _drain(self) -> None:
         for stream in self._streams.values():

@@ -23,7 +23,8 @@ def test_invariants_hold_in_two_thousand_histories(capsys: pytest.CaptureFixture
     assert not summary.broken, summary.failures()
     for what in (
         "cancelled", "completed or failed", "failed attempts", "late reports", "leases lost",
-        "leases lost on the way", "repeated reports", "tasks given up",
+        "leases lost on the way", "repeated reports", "tasks given up", "requests refused",
+        "workers stopped", "replicas stopped", "jumps of the clock", "retries",
     ):  # fmt: skip
         assert summary.seen[what] > SEEDS / 10, f"hardly any {what}: the histories are too tame"
 

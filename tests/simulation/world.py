@@ -47,7 +47,7 @@ class World:
 
     def chance(self, probability: float) -> bool:
         """Whether a fault of this probability happens now."""
-        return self.random.random() < probability and self.troubled
+        return self.troubled and self.random.random() < probability
 
     def say(self, text: str, *values: object) -> None:
         """Add a line to the trace, if there is one."""
