@@ -311,10 +311,11 @@ _NEAR = """AND id IN (
 
 # Not where many small tasks stand before a large one, or many wait for one key. Several of each
 # lane, as other replicas may hold some; the cheapest, because an index finds small ones so.
+# Keys are counted, as for an EXISTS the planner would rather read the whole table once.
 _ANYWHERE = """AND id IN (
   SELECT head.id FROM lane l CROSS JOIN LATERAL (
     SELECT h.id FROM task h WHERE h.lane = l.id AND h.state = 1 {only}
-      AND (key IS NULL OR NOT EXISTS (SELECT FROM task o WHERE o.key = h.key AND o.state = 2))
+      AND (key IS NULL OR (SELECT count(*) FROM task o WHERE o.key = h.key AND o.state = 2) = 0)
     ORDER BY cost LIMIT 4
   ) AS head
   WHERE l.kind = %(kind)s AND l.user_name <> ALL(%(full)s::text[])
