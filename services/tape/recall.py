@@ -81,11 +81,7 @@ def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
         tasks.append(_apart([recall for recall, _ in now.failing]))
     waiting = [*now.request, *now.wait]
     if now.request:
-        # Every stage is a reference of its own to the endpoint's buffer, given back after the
-        # recall: so another request for the same tape file cannot take it away from this one.
-        # Last, as it would be asked for once more if something behind it failed.
-        context.tape.stage([recall.key for recall in now.request])
-        crash.point("tape.stage.requested")
+        _request(context, now.request)
     if not waiting:
         return Done(follow_ups=tasks)
     payload = task_pb2.StageTask(recalls=waiting, polls=task.polls + 1)
@@ -95,6 +91,16 @@ def stage(context: Context, job: Job, ctx: JobContext) -> Outcome:
         waiting_for=f"tape: {len(waiting)} of {total} tape files are not online yet",
         follow_ups=tasks,
     )
+
+
+def _request(context: Context, recalls: Sequence[task_pb2.RecallTask]) -> None:
+    """Ask the endpoint to bring files back. Last of all in a task, or it may be asked twice.
+
+    Every stage is a reference of its own to the endpoint's buffer, given back after the recall: so
+    another request for the same tape file cannot take it away from this one.
+    """
+    context.tape.stage([recall.key for recall in recalls])
+    crash.point("tape.stage.requested")
 
 
 def poll_pause(polls: int, longest: float) -> float:
@@ -158,8 +164,7 @@ def _ask_again(
     for recall in recalls:
         recall.requests += 1
         recall.silent_polls = 0
-    context.tape.stage([recall.key for recall in recalls])
-    crash.point("tape.stage.requested")
+    _request(context, recalls)
     first, error = failing[0]
     payload = task_pb2.StageTask(recalls=recalls, polls=task.polls + 1)
     return Deferred(
