@@ -218,7 +218,7 @@ def _claim_replaced(
 
 
 async def open_counts(database: Database) -> tuple[dict[int, int], int]:
-    """Open faults by tier, and files without any readable copy. About a second for a million."""
+    """Open faults by tier, and files without any readable copy. Seconds for a million faults."""
     faults = await database.read(_open)
     lost = after = 0
     while (counted := await database.read(_lost_files, after)).last is not None:

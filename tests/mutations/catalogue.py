@@ -100,6 +100,11 @@ MUTATIONS = (
         f"{_TEST_BLOBS}::test_a_repeated_seal_answers_the_same_and_changes_nothing",
     ),
     Mutation(
+        "e", "a claim that is over is answered again", "services/catalog/archive.py",
+        "if earlier.state != WRITING:", "if False:",
+        f"{_TEST_BLOBS}::test_a_claim_that_is_over_is_not_answered_again",
+    ),
+    Mutation(
         "f", "any lease of a task will do", _BOOK,
         "current=task.state == TaskProto.LEASED and task.token == report.token,",
         "current=task.state == TaskProto.LEASED,",

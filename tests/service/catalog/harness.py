@@ -298,6 +298,10 @@ class Catalog:
         request = api.ReportFaultRequest(blob_id=blob.id, file_ids=files, reason="gone")
         return list(self.stub.ReportFault(request).lost_file_ids)
 
+    def faults(self, **wanted: Any) -> list[api.Fault]:
+        answers = self.stub.ListFaults(api.ListFaultsRequest(**wanted))
+        return [fault for answer in answers for fault in answer.faults]
+
     def tidy(self) -> None:
         """Run the maintenance once."""
         self.loop.run(Maintenance(self.database, 1).once())

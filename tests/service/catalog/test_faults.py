@@ -25,11 +25,6 @@ from tests.service.catalog.harness import (
 )
 
 
-def faults(catalog: Catalog, **wanted: object) -> list[api.Fault]:
-    answers = catalog.stub.ListFaults(api.ListFaultsRequest(**wanted))  # type: ignore[arg-type]
-    return [fault for answer in answers for fault in answer.faults]
-
-
 def reinstate(catalog: Catalog, blob: Blob, *files: int, state: int = Blob.STORED) -> int:
     request = api.ReinstateCopiesRequest(
         blob_id=blob.id,
@@ -71,9 +66,9 @@ def test_a_fault_is_on_record_until_the_copy_is_replaced(catalog: Catalog) -> No
     contents = {"/a": b"a", "/b": b"b"}
     source, numbers = catalog.store(put, contents)
     tape = catalog.archive(put, [source], state=Blob.SAFE)
-    assert faults(catalog) == []
+    assert catalog.faults() == []
     assert catalog.fault(source, numbers["/a"]) == []
-    (fault,) = faults(catalog, open=True)
+    (fault,) = catalog.faults(open=True)
     assert (fault.path, fault.key, fault.tier) == ("/a", source.key, Blob.CACHE)
     assert (fault.reason, fault.lost, fault.label) == ("gone", False, "label")
     assert fault.HasField("reported_at")
@@ -81,8 +76,8 @@ def test_a_fault_is_on_record_until_the_copy_is_replaced(catalog: Catalog) -> No
     assert copies(catalog, numbers["/a"]) == [tape.id], "the bad copy is not read any more"
     (remade,) = catalog.allocate(put.holding.id)
     catalog.record(remade, members({"/a": numbers["/a"]}, contents))
-    assert faults(catalog, open=True) == []
-    (fault,) = faults(catalog, file_ids=[numbers["/a"]])
+    assert catalog.faults(open=True) == []
+    (fault,) = catalog.faults(file_ids=[numbers["/a"]])
     assert fault.HasField("repaired_at")
     assert fault.repair == f"written anew into blob {remade.id}"
 
@@ -96,9 +91,9 @@ def test_a_copy_in_one_tier_does_not_repair_that_of_the_other(catalog: Catalog) 
     catalog.fault(source)
     numbers = {f.path: f.id for f in catalog.find()}
     catalog.record(blob, members(numbers, {"/a": b"a"}))
-    assert [fault.blob_id for fault in faults(catalog, open=True)] == [tape.id]
+    assert [fault.blob_id for fault in catalog.faults(open=True)] == [tape.id]
     catalog.archive(put, [blob], state=Blob.SAFE)
-    assert faults(catalog, open=True) == []
+    assert catalog.faults(open=True) == []
 
 
 def test_faults_are_paged_and_filtered(catalog: Catalog) -> None:
@@ -108,12 +103,12 @@ def test_faults_are_paged_and_filtered(catalog: Catalog) -> None:
     catalog.fault(source)
     catalog.fault(elsewhere)
     (page,) = catalog.stub.ListFaults(api.ListFaultsRequest(limit=2, groups=["gws_one"]))
-    rest = faults(catalog, groups=["gws_one"], cursor=page.cursor)
+    rest = catalog.faults(groups=["gws_one"], cursor=page.cursor)
     assert [f.file_id for f in [*page.faults, *rest]] == sorted(numbers.values())
-    assert [f.group for f in faults(catalog, groups=["gws_two"])] == ["gws_two"]
-    assert faults(catalog, tier=Blob.TAPE) == []
+    assert [f.group for f in catalog.faults(groups=["gws_two"])] == ["gws_two"]
+    assert catalog.faults(tier=Blob.TAPE) == []
     with refused("INVALID_FIELD"):
-        faults(catalog, cursor=page.cursor)
+        catalog.faults(cursor=page.cursor)
 
 
 @pytest.mark.parametrize("tier", ["cache", "tape"])
@@ -125,7 +120,7 @@ def test_a_lost_file_comes_back_with_its_copy(catalog: Catalog, tier: str) -> No
     assert catalog.fault(tape) == sorted(numbers.values())
     before = catalog.usage()
     assert (before.files, before.cache_files, before.tape_files) == (2, 0, 0)
-    assert all(fault.lost for fault in faults(catalog, open=True))
+    assert all(fault.lost for fault in catalog.faults(open=True))
     blob, state = (source, Blob.STORED) if tier == "cache" else (tape, Blob.SAFE)
     assert reinstate(catalog, blob, numbers["/b"], state=state) == 1
     assert reinstate(catalog, blob, numbers["/b"], state=state) == 0, "a repeat changes nothing"
@@ -134,7 +129,7 @@ def test_a_lost_file_comes_back_with_its_copy(catalog: Catalog, tier: str) -> No
     assert (catalog.blobs()[blob.id].state, catalog.blobs()[blob.id].files) == (state, 1)
     usage = catalog.usage()
     assert usage.cache_bytes + usage.tape_bytes == 2
-    left = [(f.blob_id, f.path) for f in faults(catalog, open=True)]
+    left = [(f.blob_id, f.path) for f in catalog.faults(open=True)]
     assert (blob.id, "/b") not in left
     assert len(left) == 3
     archivable = [b.id for found in catalog.archivable() for b in found.blobs]
@@ -167,9 +162,9 @@ def test_a_copy_that_failed_again_is_a_fault_again(catalog: Catalog) -> None:
     source, numbers = catalog.store(put, {"/a": b"a"})
     catalog.fault(source)
     reinstate(catalog, source, numbers["/a"])
-    assert faults(catalog, open=True) == []
+    assert catalog.faults(open=True) == []
     catalog.fault(source)
-    assert len(faults(catalog, open=True)) == 1
+    assert len(catalog.faults(open=True)) == 1
 
 
 def test_only_what_is_at_fault_and_not_going_is_reinstated(catalog: Catalog) -> None:
@@ -218,7 +213,7 @@ def test_an_object_with_nothing_but_directories_left_goes(catalog: Catalog) -> N
     assert replaced(catalog, Blob.CACHE, dry_run=True) == [source.id]
     assert catalog.blobs()[source.id].state == Blob.STORED
     assert replaced(catalog, Blob.CACHE) == [source.id]
-    assert faults(catalog, open=True) == []
+    assert catalog.faults(open=True) == []
 
 
 def test_what_must_stay_keeps_nothing_behind_it_from_being_found(
@@ -281,7 +276,7 @@ def test_eviction_closes_the_faults_of_what_it_takes(catalog: Catalog) -> None:
     catalog.archive(put, [source], state=Blob.SAFE)
     catalog.fault(source, numbers["/a"])
     assert len(catalog.evict()) == 1
-    assert [fault.repair for fault in faults(catalog)] == ["its blob was removed"]
+    assert [fault.repair for fault in catalog.faults()] == ["its blob was removed"]
 
 
 def test_a_step_from_one_state_spares_what_went_on(catalog: Catalog) -> None:
