@@ -15,6 +15,7 @@ _RECONCILE = "services/tape/reconcile.py"
 _DOWNLOAD = "services/transfer/download.py"
 _TEST_BOOK = "tests/unit/monitor/test_book.py"
 _TEST_RETRY = "tests/service/monitor/test_retry.py"
+_TEST_COPIES = "tests/service/tape/test_copies.py"
 _TEST_BLOBS = "tests/service/catalog/test_blobs.py"
 
 
@@ -76,6 +77,11 @@ MUTATIONS = (
         "WHERE t.file_id = l.file_id AND t.tier = {TAPE} AND b.state = {SAFE}) = 0",
         "WHERE t.file_id = l.file_id AND t.tier = {TAPE}) = 0",
         f"{_TEST_BLOBS}::test_only_what_is_safe_on_tape_is_evicted",
+    ),
+    Mutation(
+        "c", "what is written counts as safe before it is on tape", "services/tape/archive.py",
+        "    if state.on_tape:\n        with suppress", "    if state.exists:\n        with suppress",
+        f"{_TEST_COPIES}::test_what_is_written_is_safe_only_when_it_is_on_tape",
     ),
     Mutation(
         "d", "a get delivers bytes that do not match", _DOWNLOAD,
