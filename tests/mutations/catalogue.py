@@ -73,6 +73,11 @@ MUTATIONS = (
         f"{_TEST_BLOBS}::test_other_bytes_are_never_taken_for_a_stored_file",
     ),
     Mutation(
+        "b", "bytes that a recall reads are not checked", "services/tape/recall.py",
+        "    return bool(file.digest) and file.digest != digest", "    return False",
+        f"{_TEST_COPIES}::test_a_bit_that_turned_over_on_tape_costs_one_file",
+    ),
+    Mutation(
         "c", "a tape copy that nobody confirmed is enough to evict", _REMOVAL,
         "WHERE t.file_id = l.file_id AND t.tier = {TAPE} AND b.state = {SAFE}) = 0",
         "WHERE t.file_id = l.file_id AND t.tier = {TAPE}) = 0",
@@ -80,7 +85,8 @@ MUTATIONS = (
     ),
     Mutation(
         "c", "what is written counts as safe before it is on tape", "services/tape/archive.py",
-        "    if state.on_tape:\n        with suppress", "    if state.exists:\n        with suppress",
+        "    if state.on_tape:\n        with suppress",
+        "    if state.exists:\n        with suppress",
         f"{_TEST_COPIES}::test_what_is_written_is_safe_only_when_it_is_on_tape",
     ),
     Mutation(
@@ -115,6 +121,11 @@ MUTATIONS = (
         "current=task.state == TaskProto.LEASED and task.token == report.token,",
         "current=task.state == TaskProto.LEASED,",
         "tests/service/monitor/test_leases.py::test_a_stale_token_changes_nothing",
+    ),
+    Mutation(
+        "f", "a late report counts as recorded", _RULES,
+        "if token == ended_token and ended != Ending.LOST", "if ended != Ending.LOST",
+        "tests/unit/monitor/test_rules.py",
     ),
     Mutation(
         "g", "cancelled work goes on after its lease", _BOOK,
