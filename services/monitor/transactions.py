@@ -314,9 +314,10 @@ WITH stopped AS (
          coalesce(sum(cost::float8) FILTER (WHERE token > 0), 0) AS again
   FROM stopped WHERE state = 1 GROUP BY lane
 ), locked AS MATERIALIZED (
-  SELECT id FROM lane WHERE id IN (SELECT lane FROM unused)
-    OR (kind = {Task.TIDY} AND user_name = %(user)s AND group_name = %(group)s)
-  ORDER BY id FOR UPDATE
+  SELECT id FROM lane WHERE id IN (
+    SELECT lane FROM unused UNION ALL SELECT id FROM lane
+    WHERE kind = {Task.TIDY} AND user_name = %(user)s AND group_name = %(group)s
+  ) ORDER BY id FOR UPDATE
 ), given_back AS (
   UPDATE lane SET vt = lane.vt - unused.vt, again = lane.again - unused.again
   FROM unused JOIN locked ON locked.id = unused.lane WHERE lane.id = locked.id
