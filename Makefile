@@ -14,7 +14,7 @@ down: bootstrap
 status: bootstrap
 	$(RUN) -m deploy.local status
 test: bootstrap
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 simulate: bootstrap
 	$(RUN) -m tests.simulation --seeds $${SEEDS:-2000}
 check: bootstrap

@@ -15,6 +15,7 @@ _RECONCILE = "services/tape/reconcile.py"
 _DOWNLOAD = "services/transfer/download.py"
 _TEST_BOOK = "tests/unit/monitor/test_book.py"
 _TEST_RETRY = "tests/service/monitor/test_retry.py"
+_TEST_COPIES = "tests/service/tape/test_copies.py"
 _TEST_BLOBS = "tests/service/catalog/test_blobs.py"
 
 
@@ -72,15 +73,31 @@ MUTATIONS = (
         f"{_TEST_BLOBS}::test_other_bytes_are_never_taken_for_a_stored_file",
     ),
     Mutation(
+        "b", "bytes that a recall reads are not checked", "services/tape/recall.py",
+        "    return bool(file.digest) and file.digest != digest", "    return False",
+        f"{_TEST_COPIES}::test_a_bit_that_turned_over_on_tape_costs_one_file",
+    ),
+    Mutation(
         "c", "a tape copy that nobody confirmed is enough to evict", _REMOVAL,
         "WHERE t.file_id = l.file_id AND t.tier = {TAPE} AND b.state = {SAFE}) = 0",
         "WHERE t.file_id = l.file_id AND t.tier = {TAPE}) = 0",
         f"{_TEST_BLOBS}::test_only_what_is_safe_on_tape_is_evicted",
     ),
     Mutation(
+        "c", "what is written counts as safe before it is on tape", "services/tape/archive.py",
+        "    if state.on_tape:\n        with suppress",
+        "    if state.exists:\n        with suppress",
+        f"{_TEST_COPIES}::test_what_is_written_is_safe_only_when_it_is_on_tape",
+    ),
+    Mutation(
         "d", "a get delivers bytes that do not match", _DOWNLOAD,
         "                if digest.digest() != file.digest:\n"
         "                    raise Damaged\n", "",
+        "tests/service/transfer/test_download.py",
+    ),
+    Mutation(
+        "d", "a get does not check small files", _DOWNLOAD,
+        "if hashlib.sha256(content).digest() == piece.file.digest:", "if True:",
         "tests/service/transfer/test_download.py",
     ),
     Mutation(
@@ -111,10 +128,20 @@ MUTATIONS = (
         "tests/service/monitor/test_leases.py::test_a_stale_token_changes_nothing",
     ),
     Mutation(
+        "f", "a late report counts as recorded", _RULES,
+        "if token == ended_token and ended != Ending.LOST", "if ended != Ending.LOST",
+        "tests/unit/monitor/test_rules.py",
+    ),
+    Mutation(
         "g", "cancelled work goes on after its lease", _BOOK,
         "elif book is not None and rules.is_cancelled(task.kind, cancelled=book.cancelled):",
         "elif False:",
         f"{_TEST_BOOK}::test_cancelled_work_ends_however_the_lease_ends",
+    ),
+    Mutation(
+        "g", "work that waits for a time is not cancelled", "services/monitor/transactions.py",
+        "AND state IN (1, 3, 4) AND kind", "AND state IN (1, 4) AND kind",
+        "tests/service/monitor/test_failing.py::test_cancel_stops_work_in_every_state",
     ),
     Mutation(
         "g", "cancelled work leads to more work", _BOOK,

@@ -11,7 +11,7 @@ from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.task_pb2 import Task as TaskProto
 from nearline.type.v1.task_pb2 import TidyTask
 from nearline.type.v1.transaction_pb2 import Transaction as TransactionProto
-from services.kit.errors import ResourceExhausted
+from services.kit.errors import NearlineError, ResourceExhausted
 from services.monitor.book import Book, Report
 from services.monitor.config import LedgerConfig
 from services.monitor.queueing import Entry, Owner
@@ -95,7 +95,6 @@ class CheckedLedger(Ledger):
         self._wanted: set[tuple[str, bytes]] = set()
         self._unique: set[tuple[str, bytes]] = set()
         self._made: set[tuple[str, bytes]] = set()
-        self._asked: set[str] = set()
 
     # Leases
 
@@ -341,16 +340,18 @@ class CheckedLedger(Ledger):
         chunks: Sequence[list[str]] = (),
         chunk_kind: int = 0,
     ) -> bool:
-        if spec.id not in self._asked:
-            self._asked.add(spec.id)
+        before = set(self._wanted), set(self._unique)
+        if spec.id not in self.numbers:
             for new in tasks:
                 self._expect(spec.id, new)
             self._wanted.update((spec.id, b"chunk %d" % n) for n in range(len(chunks)))
         running = self._load_of(lambda other: other.group == spec.group, fresh=False)[0]
         try:
             return super().accept(spec, tasks, chunks, chunk_kind)
-        except ResourceExhausted:
-            require(running, "{} is refused though there is nothing whose end it can wait for",
+        except NearlineError as refused:
+            self._wanted, self._unique = before
+            require(running or not isinstance(refused, ResourceExhausted),
+                    "{} is refused though there is nothing whose end it can wait for",
                     spec.id)  # fmt: skip
             raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -15,10 +16,11 @@ SEEDS = 2000
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_invariants_hold_in_two_thousand_histories(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invariants_hold_in_two_thousand_histories(
+    record_property: Callable[[str, str], None],
+) -> None:
     summary = simulate(range(SEEDS))
-    with capsys.disabled():
-        print(f"\nsimulation: {summary}")
+    record_property("simulation", str(summary))
     assert summary.seeds == SEEDS
     assert not summary.broken, summary.failures()
     for what in (

@@ -488,7 +488,7 @@ def test_any_order_of_operations_agrees_with_the_model(catalog: Catalog) -> None
     run(
         Machine,
         settings=settings(
-            max_examples=30,
+            max_examples=40,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

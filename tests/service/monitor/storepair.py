@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 LIMITS = Limits(retry_first=2.0, retry_most=16.0, give_up_after=64.0, most_lost=3)
 CONFIG = LedgerConfig(
-    running_per_user=7, running_per_group=11, tasks_per_user=24, paths_per_user=6
+    running_per_user=3, running_per_group=5, tasks_per_user=12, paths_per_user=6
 )  # fmt: skip
 CHUNK = 2
 """Paths of a task, by the tests' setting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,6 +150,17 @@ def test_a_file_that_vanishes_before_its_recall_is_staged_again(store: TapeStore
     ran = store.recall(tape, numbers.values())
     assert ran.failures == {}
     assert list(ran.follow_ups) == [Task.STAGE]
+
+
+def test_what_is_written_is_safe_only_when_it_is_on_tape(store: TapeStore) -> None:
+    put, _ = store.put(contents(1000))
+    _, ran = store.archive(put)
+    payload = task_pb2.TapeBlobTask.FromString(ran.follow_ups[Task.CONFIRM].payload)
+    buffered = store.with_(tape=Buffered(store.tape))
+    assert isinstance(store.run(confirm, payload, context=buffered).outcome, Deferred)
+    assert not store.client.claim_eviction(put.holding.id, 0)
+    done(store.run(confirm, payload))
+    assert store.client.claim_eviction(put.holding.id, 0)
 
 
 def test_a_confirmation_waits_for_a_file_that_is_not_shown(store: TapeStore) -> None:
@@ -428,6 +440,16 @@ class FlakyCache:
             self._broken = True
             data[self._place] ^= 1
         yield bytes(data)
+
+
+class Buffered:
+    """A tape endpoint that has written nothing from its buffer to tape yet."""
+
+    def __init__(self, tape: Any) -> None:
+        self._tape = tape
+
+    def stat(self, paths: Any) -> Any:
+        return [replace(state, on_tape=False) for state in self._tape.stat(paths)]
 
 
 class Blind:
