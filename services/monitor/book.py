@@ -114,6 +114,11 @@ class Report:
     # A lease that never reached its worker is lost without being anybody's fault.
     blameless: bool = False
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether the task's worker is gone, and may have left things half done."""
+        return self.ending is Ending.LOST and not self.blameless
+
 
 @dataclass(slots=True)
 class Effects:
@@ -123,6 +128,8 @@ class Effects:
     count_failures: bool = False
     given_up: tuple[str, str] | None = None
     """Code and reason that its files failed with."""
+    tidy: bool = False
+    """Whether somebody has to remove what dead workers left."""
 
 
 _ENDINGS: dict[str, Ending] = {
@@ -191,18 +198,18 @@ def end_lease(
     body = report.body
     if isinstance(body, WorkRequest.Complete):
         effects = _complete(task, book, body)
-    elif book is not None and book.cancelled:
-        _end(task, TaskProto.CANCELLED)
-        effects = Effects()
+    elif book is not None and rules.is_cancelled(task.kind, cancelled=book.cancelled):
+        effects = _cancel(task, report)
     elif isinstance(body, WorkRequest.Defer):
         effects = _defer(task, body)
     elif isinstance(body, WorkRequest.Fail):
         effects = _fail(task, book, body, limits, jitter)
-    elif report.ending is Ending.LOST and not report.blameless:
+    elif report.is_loss:
         effects = _lost(task, book, limits, jitter)
     else:
         effects = _hand_back(task)
     _count(task, book, effects, failures_stored)
+    effects.tidy = rules.must_tidy(task.kind, task.state, task.lost)
     if book is not None and task.state in (TaskProto.READY, TaskProto.DELAYED):
         book.open_by_kind[task.kind] += 1
     return effects
@@ -247,6 +254,12 @@ def _complete(task: TaskRow, book: Book | None, body: WorkRequest.Complete) -> E
     book.warnings = rules.merge_warnings(book.warnings, body.warnings)
     follow_ups = () if book.cancelled else body.follow_ups
     return Effects(follow_ups=follow_ups, count_failures=True)
+
+
+def _cancel(task: TaskRow, report: Report) -> Effects:
+    task.lost += report.is_loss
+    _end(task, TaskProto.CANCELLED)
+    return Effects()
 
 
 def _defer(task: TaskRow, body: WorkRequest.Defer) -> Effects:

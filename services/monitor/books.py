@@ -13,7 +13,7 @@ from services.kit.errors import NotFound
 from services.monitor import lanes, sql
 from services.monitor.book import Book
 from services.monitor.enqueue import Made, enqueue
-from services.monitor.queueing import Entry, Owner
+from services.monitor.queueing import Entry, Owner, tidying
 
 CHANNEL = "ledger"
 """Channel of the notifications: ``t1,2 k3``: transactions that changed, kinds that became ready;
@@ -86,6 +86,14 @@ def add_tasks(connection: Connection, book: Book, entries: Iterable[Entry]) -> M
     book.open_by_kind.update(made.open_by_kind)
     book.blocked += made.blocked
     return made
+
+
+def tidying_up(connection: Connection, tasks: Sequence[int]) -> dict[int, Entry]:
+    """For each of ``tasks``, which ended, the one that removes what dead workers left of it."""
+    if not tasks:
+        return {}
+    found = sql.rows(connection, "SELECT id, payload FROM task WHERE id = ANY(%s)", (list(tasks),))
+    return {id_: tidying(id_, bytes(payload)) for id_, payload in sorted(found)}
 
 
 def settle(connection: Connection, books: Iterable[Book], ready_kinds: set[int]) -> None:

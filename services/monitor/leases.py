@@ -54,7 +54,7 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A lease that a worker holds, and whether its transaction was cancelled."""
+    """A lease that a worker holds, and whether it was cancelled with its transaction."""
 
     lease: Lease
     cancelled: bool
@@ -268,8 +268,9 @@ WHERE task.id = v.id AND task.token = v.token AND task.state = 2
 RETURNING task.txn
 """
 
-_HELD = """
-SELECT t.id, t.token, x.cancelled_at IS NOT NULL
+# Who tidies up is not stopped.
+_HELD = f"""
+SELECT t.id, t.token, x.cancelled_at IS NOT NULL AND t.kind <> {Task.TIDY}
 FROM task t LEFT JOIN txn x ON x.seq = t.txn WHERE t.holder = %s
 """
 
@@ -347,6 +348,7 @@ WHERE w.seen_at {_LONG_AGO} ORDER BY t.id LIMIT %(most)s
 """
 
 _STUCK = f"""
-SELECT t.id, t.token FROM txn x JOIN task t ON t.txn = x.seq AND t.holder IS NOT NULL
+SELECT t.id, t.token FROM txn x
+JOIN task t ON t.txn = x.seq AND t.holder IS NOT NULL AND t.kind <> {Task.TIDY}
 WHERE x.finished_at IS NULL AND x.cancelled_at {_LONG_AGO} ORDER BY t.id LIMIT %(most)s
 """

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nearline.monitor.v1 import monitor_pb2
-from nearline.type.v1.task_pb2 import Task
+from nearline.type.v1.task_pb2 import Task, TidyTask
 from services.monitor import rules
 
 _MOST_COST = 86_400.0
@@ -70,6 +70,16 @@ def entry_of(task: monitor_pb2.NewTask) -> Entry:
         last=task.last,
         files=max(task.files, 0),
     )
+
+
+def tidying(task: int, payload: bytes) -> Entry:
+    """The task that removes what dead workers left of ``task``, which ended without being done."""
+    return Entry(Task.TIDY, TidyTask(task_id=task, payload=payload).SerializeToString())
+
+
+def admitted(entries: Iterable[Entry], *, cancelled: bool) -> list[Entry]:
+    """Those of ``entries`` that a transaction still takes."""
+    return [e for e in entries if not rules.is_cancelled(e.kind, cancelled=cancelled)]
 
 
 def without_open(entries: Iterable[Entry], open_names: Iterable[Name]) -> list[Entry]:

@@ -18,7 +18,7 @@ from services.kit.errors import Internal
 from services.monitor import books, lanes, schedules, sql
 from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge_all
 from services.monitor.enqueue import enqueue, lock_keys
-from services.monitor.queueing import NOBODY, Entry, entry_of
+from services.monitor.queueing import NOBODY, Entry, admitted, entry_of
 from services.monitor.rules import Limits, Verdict
 
 log = structlog.get_logger(__name__)
@@ -140,6 +140,9 @@ class _Recording:
         book.files_total += paths
 
     def _follow_up(self, effects: dict[int, Effects]) -> None:
+        tidying = [id_ for id_, effect in effects.items() if effect.tidy]
+        for id_, entry in books.tidying_up(self.connection, tidying).items():
+            self.follow_ups[self.tasks[id_].txn].append(entry)
         for id_, effect in effects.items():
             for new in effect.follow_ups:
                 seq = self.tasks[id_].txn
@@ -182,10 +185,10 @@ class _Recording:
             self.ready_kinds |= enqueue(self.connection, NOBODY, entries).ready_kinds
             return
         book = self.books[seq]
-        if book.finished or book.cancelled:
-            log.info("follow_ups_left_out", transaction=book.id, tasks=len(entries))
-            return
-        self.ready_kinds |= books.add_tasks(self.connection, book, entries).ready_kinds
+        taken = [] if book.finished else admitted(entries, cancelled=book.cancelled)
+        if left_out := len(entries) - len(taken):
+            log.info("follow_ups_left_out", transaction=book.id, tasks=left_out)
+        self.ready_kinds |= books.add_tasks(self.connection, book, taken).ready_kinds
 
     def _save(self) -> None:
         if not self.touched:

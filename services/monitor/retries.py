@@ -172,11 +172,11 @@ _MADE = "SELECT 1 FROM txn WHERE id = %s AND retry_of = %s"
 # What a task that was given up could not serve. `files` of a task that a replica without that
 # column made is 0; then it failed with as many as its worker said, besides those that earlier
 # leases of it had failed one by one.
-_GIVEN_UP = """
+_GIVEN_UP = f"""
 SELECT kind, payload, cost, key, chunk, CASE WHEN kind = 1 THEN 0 WHEN files > 0 THEN files
        ELSE files_failed - (SELECT count(*) FROM failure f
                             WHERE f.task = t.id AND f.counted AND f.token <> t.ended_token) END
-FROM task t WHERE txn = %s AND state = 6 ORDER BY id
+FROM task t WHERE txn = %s AND state = 6 AND kind <> {Task.TIDY} ORDER BY id
 """
 
 _FORGOTTEN = """

@@ -30,11 +30,13 @@ _FINAL = frozenset({
     Transaction.CANCELLED,
 })  # fmt: skip
 
+_TRANSFERRING = frozenset({Task.UPLOAD, Task.DOWNLOAD, Task.FINISH_DIRECTORIES, Task.TIDY})
+
 # The phase of each kind of work, from the least to the most advanced.
 _PHASES: tuple[tuple[State, frozenset[int]], ...] = (
     (Transaction.INDEXING, frozenset({Task.SCAN, Task.RESOLVE, Task.VERIFY})),
     (Transaction.STAGING, frozenset({Task.STAGE, Task.RECALL})),
-    (Transaction.TRANSFERRING, frozenset({Task.UPLOAD, Task.DOWNLOAD, Task.FINISH_DIRECTORIES})),
+    (Transaction.TRANSFERRING, _TRANSFERRING),
     (Transaction.ARCHIVING, frozenset({Task.PLAN_ARCHIVE, Task.ARCHIVE, Task.CONFIRM})),
     (Transaction.DELETING, frozenset({Task.EVICT, Task.RECONCILE})),
 )
@@ -43,6 +45,9 @@ _TAPE_KINDS = frozenset({
     Task.PLAN_ARCHIVE, Task.ARCHIVE, Task.CONFIRM, Task.STAGE, Task.RECALL, Task.RECONCILE,
     Task.VERIFY,
 })  # fmt: skip
+
+WRITING = frozenset({Task.DOWNLOAD, Task.FINISH_DIRECTORIES})
+"""Kinds of work that write into users' directories."""
 
 # Requests for files: one that met none has failed its user. Others may well find nothing to do.
 _NEEDS_FILES = frozenset({
@@ -149,6 +154,19 @@ def gives_up(failing_seconds: float, limits: Limits) -> bool:
 def is_poison(lost: int, limits: Limits) -> bool:
     """Whether a task that lost so many leases is given up: it may well kill its workers."""
     return lost >= limits.most_lost
+
+
+def is_cancelled(kind: int, *, cancelled: bool) -> bool:
+    """Whether a task is ended for the sake of its transaction: tidying up is done all the same."""
+    return cancelled and kind != Task.TIDY
+
+
+def must_tidy(kind: int, state: int, lost: int) -> bool:
+    """Whether a task that came to ``state`` may have left what nobody else would remove.
+
+    That is what workers had not finished when they died; one that is done has removed it.
+    """
+    return kind in WRITING and lost > 0 and state in (Task.FAILED, Task.CANCELLED)
 
 
 def tags(start: float, costs: Sequence[float]) -> list[float]:

@@ -127,12 +127,17 @@ def cancel(connection: Connection, id_: str, visible: monitor_pb2.Visibility) ->
         return
     book.cancelled = True
     sql.run(connection, "UPDATE txn SET cancelled_at = now() WHERE seq = %s", (seq,))
-    for state, kind, count in sql.rows(connection, _CANCEL, (seq,)):
+    values = {"seq": seq, "user": book.user, "group": book.group}
+    untidy: list[int] = []
+    for state, kind, count, left in sql.rows(connection, _CANCEL, values):
         if state == Task.BLOCKED:
             book.blocked -= count
         else:
             book.open_by_kind[kind] -= count
-    books.settle(connection, [book], set())
+        untidy += left or ()
+    tidying = books.tidying_up(connection, untidy).values()
+    made = books.add_tasks(connection, book, tidying)
+    books.settle(connection, [book], made.ready_kinds)
     books.notify_cancelled(connection, seq)
 
 
@@ -293,11 +298,14 @@ FROM (SELECT *, connected AND seen_at > now() - interval '1 minute' AS here FROM
 GROUP BY service
 """
 
+_WRITING = f"({', '.join(str(kind) for kind in sorted(rules.WRITING))})"
+
 # Turns that were not taken are given back: who cancels a large request must not wait for it.
-_CANCEL = """
+# The lane of what is made next is locked with the others.
+_CANCEL = f"""
 WITH stopped AS (
-  SELECT id, state, kind, lane, cost, token FROM task
-  WHERE txn = %s AND state IN (1, 3, 4) ORDER BY id FOR UPDATE
+  SELECT id, state, kind, lane, cost, token, lost FROM task
+  WHERE txn = %(seq)s AND state IN (1, 3, 4) AND kind <> {Task.TIDY} ORDER BY id FOR UPDATE
 ), ended AS (
   UPDATE task SET state = 7, ended_at = now(), not_before = NULL
   FROM stopped WHERE task.id = stopped.id
@@ -306,10 +314,14 @@ WITH stopped AS (
          coalesce(sum(cost::float8) FILTER (WHERE token > 0), 0) AS again
   FROM stopped WHERE state = 1 GROUP BY lane
 ), locked AS MATERIALIZED (
-  SELECT id FROM lane WHERE id IN (SELECT lane FROM unused) ORDER BY id FOR UPDATE
+  SELECT id FROM lane WHERE id IN (
+    SELECT lane FROM unused UNION ALL SELECT id FROM lane
+    WHERE kind = {Task.TIDY} AND user_name = %(user)s AND group_name = %(group)s
+  ) ORDER BY id FOR UPDATE
 ), given_back AS (
   UPDATE lane SET vt = lane.vt - unused.vt, again = lane.again - unused.again
   FROM unused JOIN locked ON locked.id = unused.lane WHERE lane.id = locked.id
 )
-SELECT state, kind, count(*) FROM stopped GROUP BY state, kind
+SELECT state, kind, count(*), array_agg(id) FILTER (WHERE kind IN {_WRITING} AND lost > 0)
+FROM stopped GROUP BY state, kind
 """

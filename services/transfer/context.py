@@ -32,14 +32,15 @@ class Context:
     cache: ObjectStore
     users: UserFs
 
-    def serving(self, job: Job, target: bytes = b"") -> UserFiles:
+    def serving(self, job: Job, target: bytes = b"", task: int = 0) -> UserFiles:
         """The file access of the user who asked. PermissionDenied when it cannot be given.
 
         Links below ``target`` (the directory that a GET names) are not followed: what is restored
         there comes from others too, and their link must not lead a file of theirs elsewhere.
+        Temporary files are those of ``task``, the job's own as a rule.
         """
         return self.users.serving(
-            credentials_of(job.transaction.identity), target or None, job.task_id
+            credentials_of(job.transaction.identity), target or None, task or job.task_id
         )
 
 
@@ -66,6 +67,12 @@ def credentials_of(identity: identity_pb2.Identity) -> Credentials:
     return lookup(identity.user)
 
 
+def unavailable(error: FileError) -> Unavailable:
+    """What ends an attempt when the file system is what failed."""
+    failure = error.failure
+    return Unavailable(failure.code, failure.reason, retry_after=_FILESYSTEM_RETRY_SECONDS)
+
+
 def record_failure(ctx: JobContext, path: str, error: FileError, *, target: bytes = b"") -> None:
     """Record a file that failed for good; Unavailable when the file system is what failed.
 
@@ -73,9 +80,7 @@ def record_failure(ctx: JobContext, path: str, error: FileError, *, target: byte
     """
     failure = error.failure
     if failure.transient:
-        raise Unavailable(
-            failure.code, failure.reason, retry_after=_FILESYSTEM_RETRY_SECONDS
-        ) from error
+        raise unavailable(error) from error
     place = names.encode(target) if target else path
     reason = failure.reason if place == path else f"{failure.reason}: {place}"
     ctx.failures([(path, failure.code, reason)])

@@ -8,10 +8,11 @@ from nearline.type.v1 import storage_pb2, task_pb2
 from nearline_client import names
 from services.kit.jobs import Done, Job, JobContext
 from services.transfer.context import Context, record_failure
-from services.transfer.download import metadata_of, place
+from services.transfer.download import metadata_of
 from services.transfer.entries import Entry, Kind
 from services.transfer.filefailures import FileError
 from services.transfer.planning import Inode, inode
+from services.transfer.tidy import place, remove_leftovers
 from services.transfer.userfs import UserFiles
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,8 @@ def finish_directories(context: Context, job: Job, ctx: JobContext) -> Done:
     directories = [file for file in files if file.attributes.type == Attributes.DIRECTORY]
     ctx.files_at_stake = len(directories)
     with context.serving(job, target) as user, user.acting():
+        if job.attempt > 1:
+            remove_leftovers(user, target, files, ctx)
         _join_links(user, target, [file for file in files if file.attributes.hardlink])
         made = [file for file in directories if _make(user, ctx, place(target, file.path), file)]
         made.sort(key=lambda file: names.decode(file.path).count(b"/"), reverse=True)

@@ -19,6 +19,7 @@ from services.transfer.context import Context, record_failure
 from services.transfer.entries import Metadata
 from services.transfer.filefailures import FileError
 from services.transfer.planning import Inode, inode
+from services.transfer.tidy import parent_of, place, remove_leftovers
 from services.transfer.userfs import UserFiles
 
 log = structlog.get_logger(__name__)
@@ -45,12 +46,9 @@ def download(context: Context, job: Job, ctx: JobContext) -> Done:
     files = list(context.catalog.files(task.files))
     target = names.decode(options.target)
     with context.serving(job, target) as user:
-        return _Download(context, ctx, user, target, job.attempt > 1).run(files)
-
-
-def place(target: bytes, path: str) -> bytes:
-    """Where a file goes: its whole path below ``target``, or its own path without one."""
-    return target.rstrip(b"/") + names.decode(path)
+        if job.attempt > 1:
+            remove_leftovers(user, target, files, ctx)
+        return _Download(context, ctx, user, target).run(files)
 
 
 def metadata_of(attributes: Attributes) -> Metadata:
@@ -73,16 +71,8 @@ class Piece:
 
 
 class _Download:
-    def __init__(
-        self,
-        context: Context,
-        ctx: JobContext,
-        user: UserFiles,
-        target: bytes,
-        is_repeat: bool,
-    ) -> None:
+    def __init__(self, context: Context, ctx: JobContext, user: UserFiles, target: bytes) -> None:
         self._context, self._ctx, self._user, self._target = context, ctx, user, target
-        self._is_repeat = is_repeat
         self._parents: set[bytes] = set()
         self._linked: dict[Inode, bytes] = {}
         self._again: list[StoredFile] = []
@@ -209,11 +199,9 @@ class _Download:
             self._done(file, path, lost, moved=True)
 
     def _make_parent(self, path: bytes) -> None:
-        parent = path.rpartition(b"/")[0] or b"/"
+        parent = parent_of(path)
         if parent not in self._parents:
             self._user.make_dirs(parent)
-            if self._is_repeat:
-                self._user.remove_leftovers(parent)
             self._parents.add(parent)
 
     def _link(self, file: StoredFile, path: bytes) -> bool:

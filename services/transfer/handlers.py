@@ -25,6 +25,7 @@ from services.transfer.evict import evict
 from services.transfer.processes import die_with_parent
 from services.transfer.resolve import resolve
 from services.transfer.scan import scan
+from services.transfer.tidy import tidy
 from services.transfer.upload import upload
 from services.transfer.userfs import UserFs
 
@@ -36,11 +37,12 @@ _HANDLERS: dict[task_pb2.Task.Kind.ValueType, Callable[[Context, Job, JobContext
     Task.RESOLVE: resolve,
     Task.DOWNLOAD: download,
     Task.FINISH_DIRECTORIES: finish_directories,
+    Task.TIDY: tidy,
     Task.EVICT: evict,
 }
 
 _OF_USERS = frozenset({
-    Task.SCAN, Task.UPLOAD, Task.RESOLVE, Task.DOWNLOAD, Task.FINISH_DIRECTORIES,
+    Task.SCAN, Task.UPLOAD, Task.RESOLVE, Task.DOWNLOAD, Task.FINISH_DIRECTORIES, Task.TIDY,
 })  # fmt: skip
 """Kinds of work that somebody waits for."""
 
@@ -50,6 +52,7 @@ _NEEDS = {
     Task.RESOLVE: (CATALOG,),
     Task.DOWNLOAD: (CATALOG, CACHE),
     Task.FINISH_DIRECTORIES: (CATALOG,),
+    Task.TIDY: (CATALOG,),
     Task.EVICT: (CATALOG, CACHE),
 }
 

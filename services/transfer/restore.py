@@ -33,7 +33,9 @@ class Temporary:
         try:
             for name in map(os.fsencode, os.listdir(listing)):
                 if name.startswith(self._prefix):
-                    remove(directory, name)
+                    # Two may be at it: one that was thought dead removes its own.
+                    with suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=directory)
         finally:
             os.close(listing)
 
@@ -90,8 +92,22 @@ def apply_to_link(directory: int, name: bytes, metadata: Metadata) -> tuple[str,
 
 
 def give_name(descriptor: int, directory: int, name: bytes) -> None:
-    """Give an open file that has no name one that nobody uses."""
+    """Give an open file that has no name one that nobody uses. Raises FileExistsError."""
     os.link(b"/proc/self/fd/%d" % descriptor, name, dst_dir_fd=directory, follow_symlinks=True)
+
+
+def put_in_place(descriptor: int, directory: int, temporary: bytes, name: bytes) -> None:
+    """Give a finished file that has no name its own, in one step.
+
+    Only what is there already is replaced by way of a temporary name, which a crash leaves.
+    """
+    # Its descriptor is needed for that; closing another one of it tells what closing would tell.
+    os.close(os.dup(descriptor))
+    try:
+        give_name(descriptor, directory, name)
+    except FileExistsError:
+        give_name(descriptor, directory, temporary)
+        replace(directory, temporary, name)
 
 
 def replace(directory: int, temporary: bytes, name: bytes) -> None:
@@ -99,7 +115,6 @@ def replace(directory: int, temporary: bytes, name: bytes) -> None:
     crash.point("transfer.get.before_rename")
     try:
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        crash.point("transfer.get.after_rename")
     except OSError:
         remove(directory, temporary)
         raise

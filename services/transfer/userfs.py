@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from nearline_client.names import MAX_COMPONENT_BYTES
+from services.kit import crash
 from services.kit.errors import PermissionDenied
 from services.kit.memory import WRITE_BYTES
 from services.transfer import restore
@@ -278,12 +279,15 @@ class NewFile:
         """Set the metadata and take the place at the path; return what could not be restored."""
         with self._files.using():
             lost = restore.apply(self._descriptor, metadata)
-            if not self._is_named:
-                restore.give_name(self._descriptor, self._directory, self._temporary)
-            # A network file system may report a full disk only here: before the rename.
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-            restore.replace(self._directory, self._temporary, self._name)
+            place = (self._directory, self._temporary, self._name)
+            if self._is_named:
+                # A network file system may report a full disk only here: before the rename.
+                descriptor, self._descriptor = self._descriptor, -1
+                os.close(descriptor)
+                restore.replace(*place)
+            else:
+                restore.put_in_place(self._descriptor, *place)
+            crash.point("transfer.get.after_rename")
         self._release()
         return lost
 

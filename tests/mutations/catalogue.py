@@ -134,18 +134,25 @@ MUTATIONS = (
     ),
     Mutation(
         "g", "cancelled work goes on after its lease", _BOOK,
-        "elif book is not None and book.cancelled:", "elif False:",
+        "elif book is not None and rules.is_cancelled(task.kind, cancelled=book.cancelled):",
+        "elif False:",
         f"{_TEST_BOOK}::test_cancelled_work_ends_however_the_lease_ends",
     ),
     Mutation(
         "g", "work that waits for a time is not cancelled", "services/monitor/transactions.py",
-        "WHERE txn = %s AND state IN (1, 3, 4) ORDER", "WHERE txn = %s AND state IN (1, 4) ORDER",
+        "AND state IN (1, 3, 4) AND kind", "AND state IN (1, 4) AND kind",
         "tests/service/monitor/test_failing.py::test_cancel_stops_work_in_every_state",
     ),
     Mutation(
         "g", "cancelled work leads to more work", _BOOK,
         "follow_ups = () if book.cancelled else body.follow_ups", "follow_ups = body.follow_ups",
         f"{_TEST_BOOK}::test_work_done_in_spite_of_a_cancel_counts_but_leads_nowhere",
+    ),
+    Mutation(
+        "g", "nobody tidies up after cancelled work", _RULES,
+        "return kind in WRITING and lost > 0 and state in (Task.FAILED, Task.CANCELLED)",
+        "return kind in WRITING and lost > 0 and state == Task.FAILED",
+        f"{_TEST_BOOK}::test_what_the_dead_left_of_cancelled_work_is_tidied_up",
     ),
     Mutation(
         "h", "what the catalog owns counts as an orphan", _RECONCILE,

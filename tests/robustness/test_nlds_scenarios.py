@@ -8,6 +8,8 @@
 6. the archive writer dies in the middle of a tar
 7. zeroed and cut objects and damaged tars are not delivered
 8. one file of many fails
+
+And one of its own: a get dies in the middle and is cancelled then.
 """
 
 from __future__ import annotations
@@ -81,8 +83,8 @@ def _die_at(rig: Rig, service: str, point: str) -> None:
     rig.stack.up([service])
 
 
-def _come_back(rig: Rig, service: str, point: str) -> None:
-    """Wait until it has died there, and start it again."""
+def _stay_dead(rig: Rig, service: str, point: str) -> None:
+    """Wait until it has died there, and see to it that it stays so until it is started again."""
 
     def probe() -> str | None:
         log = rig.stack.log_path(service).read_text(errors="replace")
@@ -92,6 +94,11 @@ def _come_back(rig: Rig, service: str, point: str) -> None:
     rig.arm(service, "")
     if rig.stack.pid(service):
         rig.stack.kill(service)
+
+
+def _come_back(rig: Rig, service: str, point: str) -> None:
+    """Wait until it has died there, and start it again."""
+    _stay_dead(rig, service, point)
     rig.stack.up([service])
 
 
@@ -244,3 +251,21 @@ def test_8_one_failure_among_thirty_is_told_as_one(rig: Rig, alice: Person) -> N
     get = alice.get(root, target=target, holding_id=put.holding_id, expect="COMPLETE_WITH_ERRORS")
     assert alice.failures(get) == {names.encode(root + b"/7"): "IS_A_DIRECTORY"}
     assert (get.files_total, get.files_done, get.files_failed) == (31, 30, 1)
+
+
+def test_a_get_that_dies_and_is_cancelled_then_leaves_nothing(rig: Rig, alice: Person) -> None:
+    root, target = _tree(alice, 5), alice.directory()
+    put = alice.put(root)
+    alice.get(root, target=target, holding_id=put.holding_id)
+
+    def unfinished() -> list[bytes]:
+        return [name for name in os.listdir(target + root) if name.startswith(b".nl-")]
+
+    _die_at(rig, "transfer", "transfer.get.before_rename")
+    get = alice.client.get([root], target, holding_id=put.holding_id)
+    _stay_dead(rig, "transfer", "transfer.get.before_rename")
+    assert unfinished(), "it was to die with a file that is not in its place"
+    alice.client.cancel(get.id)
+    rig.stack.up(["transfer"])
+    alice.ended(get, "CANCELLED")
+    assert sorted(os.listdir(target + root)) == sorted(os.listdir(root))

@@ -9,6 +9,7 @@ from typing import Any
 
 from nearline.monitor.v1 import monitor_pb2 as pb
 from nearline.type.v1.task_pb2 import Task as TaskProto
+from nearline.type.v1.task_pb2 import TidyTask
 from nearline.type.v1.transaction_pb2 import Transaction as TransactionProto
 from services.kit.errors import NearlineError, ResourceExhausted
 from services.monitor.book import Book, Report
@@ -19,6 +20,7 @@ from tests.simulation.model import Ledger
 from tests.simulation.rows import (
     BLOCKED,
     DELAYED,
+    ENDED,
     LEASED,
     READY,
     LaneName,
@@ -131,9 +133,10 @@ class CheckedLedger(Ledger):
             task.key is None or all(self.tasks[n].key != task.key for n in self._leases),
             "two tasks of key {} run", task.key,
         )  # fmt: skip
-        if task.txn is not None:
-            book = self.transactions[task.txn].book
-            require(not book.cancelled, "task {} of cancelled work is leased", task.id)
+        require(not self._is_off(task), "task {} of cancelled work is leased", task.id)
+        if task.kind == TaskProto.TIDY:
+            of = self.tasks[TidyTask.FromString(task.payload).task_id]
+            require(of.state in ENDED, "task {} is tidied up after before its end", of.id)
         self._count_turns(task, name)
         leased = super()._give(task, name)
         self.seen["leases"] += 1
@@ -290,11 +293,12 @@ class CheckedLedger(Ledger):
         if task.chunk is not None:
             sums.total += len(self.transactions[seq].chunks[task.chunk])
             sums.failed += len(self.transactions[seq].chunks[task.chunk])
-        else:
+        elif task.kind != TaskProto.TIDY:
             sums.failed += int(task.payload.split(b".")[2])
 
     def _is_off(self, task: Task) -> bool:
-        return task.txn is not None and self.transactions[task.txn].book.cancelled
+        off = task.txn is not None and self.transactions[task.txn].book.cancelled
+        return off and task.kind != TaskProto.TIDY
 
     # Requests
 
@@ -390,7 +394,7 @@ class CheckedLedger(Ledger):
             self._unique.add(name)
 
     def _make(self, owner: Owner, lane: LaneName, entry: Entry, vt: float) -> Task:
-        if entry.schedule is None:
+        if entry.schedule is None and entry.kind != TaskProto.TIDY:
             home = "" if owner.seq is None else self.transactions[owner.seq].book.id
             chunk = entry.chunk
             part = entry.payload.split(b".")[0] if chunk is None else b"chunk %d" % chunk
@@ -458,9 +462,24 @@ class CheckedLedger(Ledger):
         if not book.cancelled:
             total, served = book.files_total, book.files_done + book.files_failed
             require(total == served, "{}: {} files, {} outcomes", book.id, total, served)
-        states = [task.state for task in self.of_transaction(book.seq)]
+        tasks = self.of_transaction(book.seq)
+        self._verify_tidy(tasks)
+        states = [task.state for task in tasks]
         failed = bool(book.files_failed or TaskProto.FAILED in states)
         require(book.state in _ends(book, failed), "{} ended in {}", book.id, book.state)
+
+    def _verify_tidy(self, tasks: Sequence[Task]) -> None:
+        """What the dead left half done in a user's directory was removed, or found to resist."""
+        tidied = [TidyTask.FromString(task.payload) for task in tasks
+                  if task.kind == TaskProto.TIDY and task.state != TaskProto.CANCELLED]  # fmt: skip
+        left = [
+            TidyTask(task_id=task.id, payload=task.payload) for task in tasks
+            if task.kind in (TaskProto.DOWNLOAD, TaskProto.FINISH_DIRECTORIES)
+            and task.state != TaskProto.DONE and self._tasks[task.id].losses
+        ]  # fmt: skip
+        require(sorted(tidied, key=lambda each: each.task_id) == left, "{} is left, {} was tidied",
+                left, tidied)  # fmt: skip
+        self.seen["tidied"] += len(tidied)
 
     def verify_all(self) -> None:
         """At the end: nothing is left, and no follow-up got lost."""

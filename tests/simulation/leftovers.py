@@ -30,7 +30,7 @@ def leftovers(
         if task.state == TaskProto.FAILED and task.chunk is not None:
             entries.append(Entry(task.kind, task.payload, chunk=len(chunks)))
             chunks.append(old.chunks[task.chunk])
-        elif task.state == TaskProto.FAILED:
+        elif task.state == TaskProto.FAILED and task.kind != TaskProto.TIDY:
             entries.append(_as_it_was(rows, task))
     met = Entry(met.kind, met.payload, met.cost)
     for meeting, like in ((True, Entry(asked_kind)), (False, met)):

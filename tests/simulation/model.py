@@ -18,7 +18,7 @@ from services.kit.retrying import retry_id
 from services.monitor import retries, rules
 from services.monitor.book import Book, Effects, Report, TaskRow, end_lease, files_failed, judge_all
 from services.monitor.config import LedgerConfig
-from services.monitor.queueing import NOBODY, Entry, Owner, entry_of
+from services.monitor.queueing import NOBODY, Entry, Owner, admitted, entry_of, tidying
 from services.monitor.rules import Ending, Limits, Verdict
 from tests.simulation.intake import Intake
 from tests.simulation.leftovers import leftovers
@@ -97,9 +97,12 @@ class Ledger(Intake):
             return
         book.cancelled = True
         transaction.cancelled_at = self.now
-        for task in self.of_transaction(book.seq):
-            if task.state in (READY, DELAYED, BLOCKED):
-                self._stop(task, book)
+        waiting = [t for t in self.of_transaction(book.seq) if t.kind != TaskProto.TIDY
+                   and t.state in (READY, DELAYED, BLOCKED)]  # fmt: skip
+        for task in waiting:
+            self._stop(task, book)
+        self._add_tasks(book, [tidying(t.id, t.payload) for t in waiting
+                               if rules.must_tidy(t.kind, t.state, t.lost)])  # fmt: skip
         self._settle([book])
 
     def retry(self, id_: str, asked_kind: int, met_task: pb.NewTask, chunk: int) -> str:
@@ -247,8 +250,9 @@ class Ledger(Intake):
             raise SupersededError
 
     def _cancelled(self, lease: Lease) -> bool:
-        seq = self.tasks[lease[0]].txn
-        return seq is not None and self.transactions[seq].book.cancelled
+        task = self.tasks[lease[0]]
+        off = task.txn is not None and self.transactions[task.txn].book.cancelled
+        return rules.is_cancelled(task.kind, cancelled=off)
 
     # Reports
 
@@ -265,7 +269,7 @@ class Ledger(Intake):
         effects = [self._end(images[report.task_id], report) for report in endings]
         for report, effect in zip(endings, effects, strict=True):
             self._settle_failures(images[report.task_id], effect)
-        touched = self._follow_up([images[r.task_id].txn for r in endings], effects)
+        touched = self._follow_up([images[r.task_id] for r in endings], effects)
         self._save([images[report.task_id] for report in endings])
         self._settle(self.transactions[seq].book for seq in sorted(touched))
         return [verdict is not Verdict.LATE for verdict in verdicts]
@@ -319,18 +323,21 @@ class Ledger(Intake):
         transaction.book.files_failed += len(paths)
         transaction.book.files_total += len(paths)
 
-    def _follow_up(self, seqs: Sequence[int | None], effects: Sequence[Effects]) -> set[int]:
+    def _follow_up(self, images: Sequence[TaskRow], effects: Sequence[Effects]) -> set[int]:
         """Make follow-ups; the transactions that were changed."""
         wanted: dict[int | None, list[Entry]] = defaultdict(list)
-        for seq, effect in zip(seqs, effects, strict=True):
+        ended = list(zip(images, effects, strict=True))
+        for image in sorted((i for i, effect in ended if effect.tidy), key=lambda image: image.id):
+            wanted[image.txn].append(tidying(image.id, self.tasks[image.id].payload))
+        for image, effect in ended:
             for new in effect.follow_ups:
-                wanted[self._home(seq, new)].append(entry_of(new))
+                wanted[self._home(image.txn, new)].append(entry_of(new))
         for home, entries in wanted.items():
             if home is None:
                 self._enqueue(NOBODY, entries)
-            elif not (book := self.transactions[home].book).finished and not book.cancelled:
-                self._add_tasks(book, entries)
-        return {seq for seq in [*seqs, *wanted] if seq is not None}
+            elif not (book := self.transactions[home].book).finished:
+                self._add_tasks(book, admitted(entries, cancelled=book.cancelled))
+        return {seq for seq in [*(image.txn for image in images), *wanted] if seq is not None}
 
     def _home(self, seq: int | None, new: pb.NewTask) -> int | None:
         if not new.HasField("transaction"):
@@ -383,7 +390,8 @@ class Ledger(Intake):
             if not t.book.finished and t.cancelled_at is not None
             and self._long_ago(t.cancelled_at, patience_seconds)
         }  # fmt: skip
-        return self._lose(t for t in self.in_state[LEASED].values() if t.txn in stuck)
+        return self._lose(t for t in self.in_state[LEASED].values()
+                          if t.txn in stuck and t.kind != TaskProto.TIDY)  # fmt: skip
 
     def _long_ago(self, time: float, seconds: float) -> bool:
         """Also what is in the future: the clock was set back since."""

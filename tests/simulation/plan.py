@@ -13,7 +13,7 @@ from nearline.type.v1.transaction_pb2 import Failure, Transaction
 from services.kit.jobs import new_task, seconds
 from tests.simulation.rows import Leased
 
-TRANSFER = (Task.SCAN, Task.UPLOAD, Task.FINISH_DIRECTORIES)
+TRANSFER = (Task.SCAN, Task.UPLOAD, Task.DOWNLOAD, Task.FINISH_DIRECTORIES, Task.TIDY)
 TAPE = (Task.STAGE, Task.ARCHIVE, Task.CONFIRM, Task.PLAN_ARCHIVE)
 USERS = ("alice", "bob", "carol")
 
@@ -49,6 +49,8 @@ class Plans:
         self._chance = chance
         self._nodes: dict[int, Node] = {}
         self._chunks: dict[tuple[int | None, int], int] = {}
+        self._tidying: dict[int, int] = {}
+        """Of tasks whose payload is the ledger's."""
         self._tried: dict[int, int] = {}
         self._ids = 0
         self.down_until = 0.0
@@ -123,10 +125,10 @@ class Plans:
         self, lease: pb.Lease, node: Node, files: int, failed: int, *, met: bool
     ) -> pb.WorkRequest:
         served = 0 if met else files - failed
-        opens = node.kind in (Task.ARCHIVE, Task.PLAN_ARCHIVE)
+        follow_ups = self._split(files - failed) if met else self._rest(node.kind, served)
         done = pb.WorkRequest.Complete(
             lease=lease, files_total=files if met else 0, files_done=served, files_failed=failed,
-            follow_ups=self._split(files - failed) if met else self._rest(served, opens),
+            follow_ups=follow_ups,
             warnings=["odd"] if self._chance.random() < 0.1 else [],
         )  # fmt: skip
         # Two transports may hold the same failures: a worker that lost some of them says so.
@@ -140,15 +142,17 @@ class Plans:
         tasks = []
         while files:
             some = self._chance.randint(1, files)
-            kind = self._chance.choice((Task.UPLOAD, Task.UPLOAD, Task.STAGE))
+            kind = self._chance.choice((Task.UPLOAD, Task.DOWNLOAD, Task.DOWNLOAD, Task.STAGE))
             tasks.append(self._task(self._node(kind, some)))
             files -= some
         return tasks
 
-    def _rest(self, files: int, opens: bool) -> list[pb.NewTask]:
+    def _rest(self, kind: int, files: int) -> list[pb.NewTask]:
         """What follows an upload, if anything does."""
         chance = self._chance.random()
-        if opens or chance < 0.1:
+        if kind == Task.TIDY:
+            return []
+        if kind in (Task.ARCHIVE, Task.PLAN_ARCHIVE) or chance < 0.1:
             spec = self._spec("", Transaction.ARCHIVE)
             return [self._task(Node(Task.CONFIRM), transaction=spec)]
         if chance < 0.25 and files:
@@ -182,6 +186,10 @@ class Plans:
         return self._ids
 
     def _read(self, task: Leased, paths: int) -> tuple[int, int, int]:
+        if task.kind == Task.TIDY:
+            if task.task_id not in self._tidying:
+                self._tidying[task.task_id] = self._add(self._node(Task.TIDY, 0))
+            return self._tidying[task.task_id], 0, 0
         if task.payload:
             number, poll, files = map(int, task.payload.split(b"."))
             return number, poll, files

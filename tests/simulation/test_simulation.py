@@ -26,7 +26,7 @@ def test_invariants_hold_in_two_thousand_histories(
     for what in (
         "cancelled", "completed or failed", "failed attempts", "late reports", "leases lost",
         "leases lost on the way", "repeated reports", "tasks given up", "requests refused",
-        "workers stopped", "replicas stopped", "jumps of the clock", "retries",
+        "workers stopped", "replicas stopped", "jumps of the clock", "retries", "tidied",
     ):  # fmt: skip
         assert summary.seen[what] > SEEDS / 10, f"hardly any {what}: the histories are too tame"
 

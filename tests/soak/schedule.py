@@ -77,7 +77,7 @@ Card = tuple[Kind, str]
 # These wait for their moment: work that comes to a point, a file with two good copies.
 _PATIENT = frozenset({Kind.CRASH, Kind.FLIP_CACHE, Kind.FLIP_TAPE})
 # Crash points that work comes to all the time.
-_BUSY = ("database.", "monitor.", "pack.", "transfer.get.", "worker.")
+_BUSY = ("database.", "monitor.", "pack.", "transfer.get.after_", "worker.")
 
 _PROCESSES: tuple[Card, ...] = (
     *((Kind.KILL, name) for name in (*SERVICES, *PARTS)),

@@ -35,7 +35,7 @@ CHUNK = 2
 """Paths of a task, by the tests' setting."""
 LEASE_SECONDS, PATIENCE_SECONDS = 16.0, 32.0
 WORKERS = ("one", "two")
-KINDS = (Task.SCAN, Task.UPLOAD, Task.STAGE)
+KINDS = (Task.SCAN, Task.UPLOAD, Task.STAGE, Task.DOWNLOAD, Task.TIDY)
 
 
 class StorePair:
@@ -271,7 +271,7 @@ def _new_task(random: Random) -> pb.NewTask:
     """Costs are powers of two, so that sums of them are exact in any order."""
     key = random.choice(("", "", "a", "b"))
     task = pb.NewTask(
-        kind=random.choice(KINDS[1:]), cost=random.choice((0, 0.5, 1, 4)),
+        kind=random.choice(KINDS[1:-1]), cost=random.choice((0, 0.5, 1, 4)),
         payload=random.choice((b"x", b"y")), key=key, files=random.randint(0, 2),
         unique=bool(key) and random.random() < 0.3, last=random.random() < 0.2,
     )  # fmt: skip

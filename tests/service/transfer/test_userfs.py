@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from services.kit import crash
 from services.kit.errors import PermissionDenied
 from services.transfer import userfs
 from services.transfer.credentials import Credentials
@@ -706,6 +707,22 @@ with UserFs([{home!r}]).serving(Credentials({USER.uid}, {USER.gid}, {USER.gids})
     killed = subprocess.run([sys.executable, "-c", program], check=False)
     assert killed.returncode == 9
     assert os.listdir(home) == []
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_only_what_is_replaced_has_a_temporary_name_for_a_moment(
+    home: bytes, files: UserFiles, monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
+    seen: list[list[bytes]] = []
+    if old:
+        make(home + b"/f", b"old")
+    monkeypatch.setattr(crash, "point", lambda _: seen.append(sorted(os.listdir(home))))
+    with files.atomic_write(home + b"/f") as new:
+        new.write(b"new")
+        new.commit(Metadata(mode=0o600, mtime_ns=1))
+    assert read_all(files, home + b"/f") == b"new"
+    assert seen[-1] == [b"f"]
+    assert [len(names) for names in seen[:-1]] == ([2] if old else [])
 
 
 def test_a_killed_attempt_leaves_nothing_to_its_next(

@@ -159,6 +159,43 @@ def test_cancelled_work_ends_however_the_lease_ends() -> None:
         assert of.state == Transaction.CANCELLED
 
 
+def test_what_the_dead_left_of_cancelled_work_is_tidied_up() -> None:
+    for message in (
+        {"hand_back": pb.WorkRequest.HandBack()},
+        {"defer": pb.WorkRequest.Defer(delay=seconds(5))},
+        {"fail": pb.WorkRequest.Fail(code="X", transient=True)},
+    ):
+        for lost in (0, 1):
+            row, of = task(kind=Task.DOWNLOAD, lost=lost), book(cancelled=True)
+            assert end(row, of, **message).tidy == (lost > 0)
+    for kind in (Task.DOWNLOAD, Task.FINISH_DIRECTORIES, Task.UPLOAD):
+        row, of = task(kind=kind), book(cancelled=True)
+        assert lose(row, of).tidy == (kind != Task.UPLOAD)
+        assert (row.state, row.lost) == (Task.CANCELLED, 1)
+    assert not lose(task(kind=Task.DOWNLOAD), book(cancelled=True), blameless=True).tidy
+
+
+def test_what_the_dead_left_of_work_that_is_given_up_is_tidied_up() -> None:
+    assert lose(task(kind=Task.DOWNLOAD, lost=2), book()).tidy
+    final = pb.WorkRequest.Fail(code="X")
+    for lost in (0, 1):
+        assert end(task(kind=Task.DOWNLOAD, lost=lost), book(), fail=final).tidy == (lost > 0)
+    effects = end(task(kind=Task.DOWNLOAD, lost=1), book(), complete=pb.WorkRequest.Complete())
+    assert not effects.tidy, "the attempt that was done has removed it"
+    assert not lose(task(kind=Task.DOWNLOAD), book()).tidy, "the next attempt does"
+
+
+def test_tidying_up_is_not_cancelled_and_is_not_tidied_up_after() -> None:
+    row, of = task(kind=Task.TIDY), book(cancelled=True, open_by_kind=Counter({Task.TIDY: 1}))
+    lose(row, of)
+    of.settle()
+    assert (row.state, row.lost, of.finished) == (Task.READY, 1, False)
+    row.state, row.lost = Task.LEASED, 2
+    assert not lose(row, of).tidy
+    of.settle()
+    assert (row.state, of.state) == (Task.FAILED, Transaction.CANCELLED)
+
+
 def test_work_done_in_spite_of_a_cancel_counts_but_leads_nowhere() -> None:
     row, of = task(), book(cancelled=True)
     done = pb.WorkRequest.Complete(files_done=2, follow_ups=[new_task(Task.UPLOAD)])

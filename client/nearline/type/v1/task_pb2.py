@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nearline.type.v1 import storage_pb2 as nearline_dot_type_dot_v1_dot_storage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bnearline/type/v1/task.proto\x12\x10nearline.type.v1\x1a\x1enearline/type/v1/storage.proto\"\xb6\x04\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.nearline.type.v1.Task.Kind\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.nearline.type.v1.Task.State\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12\x12\n\nfiles_done\x18\x08 \x01(\x03\x12\x14\n\x0c\x66iles_failed\x18\t \x01(\x03\x12\x12\n\nbytes_done\x18\n \x01(\x03\"\xce\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04SCAN\x10\x01\x12\n\n\x06UPLOAD\x10\x02\x12\x0b\n\x07RESOLVE\x10\x03\x12\x0c\n\x08\x44OWNLOAD\x10\x04\x12\t\n\x05\x45VICT\x10\x05\x12\x10\n\x0cPLAN_ARCHIVE\x10\x06\x12\x0b\n\x07\x41RCHIVE\x10\x07\x12\x0b\n\x07\x43ONFIRM\x10\x08\x12\t\n\x05STAGE\x10\t\x12\n\n\x06RECALL\x10\n\x12\x16\n\x12\x46INISH_DIRECTORIES\x10\x0b\x12\r\n\tRECONCILE\x10\x0c\x12\n\n\x06VERIFY\x10\r\"t\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05READY\x10\x01\x12\n\n\x06LEASED\x10\x02\x12\x0b\n\x07\x44\x45LAYED\x10\x03\x12\x0b\n\x07\x42LOCKED\x10\x04\x12\x08\n\x04\x44ONE\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\x12\r\n\tCANCELLED\x10\x07\"\x0c\n\nPutOptions\"r\n\nGetOptions\x12\x33\n\x08holdings\x18\x01 \x01(\x0b\x32!.nearline.type.v1.HoldingSelector\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x10\n\x08pin_days\x18\x03 \x01(\r\x12\r\n\x05regex\x18\x04 \x01(\x08\"\x1f\n\x08ScanTask\x12\x13\n\x0b\x64irectories\x18\x01 \x03(\t\"S\n\tFilesTask\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.nearline.type.v1.IdRange\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\"\x11\n\x0fPlanArchiveTask\"k\n\x0cTapeBlobTask\x12\x0f\n\x07\x62lob_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\'\n\x07sources\x18\x03 \x03(\x0b\x32\x16.nearline.type.v1.Blob\x12\x14\n\x0csilent_polls\x18\x04 \x01(\r\"I\n\tStageTask\x12-\n\x07recalls\x18\x01 \x03(\x0b\x32\x1c.nearline.type.v1.RecallTask\x12\r\n\x05polls\x18\x02 \x01(\r\"\xad\x01\n\nRecallTask\x12\x0f\n\x07\x62lob_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12(\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x19.nearline.type.v1.IdRange\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\x10\n\x08\x64ownload\x18\x05 \x01(\x08\x12\x10\n\x08requests\x18\x06 \x01(\r\x12\x14\n\x0csilent_polls\x18\x07 \x01(\r\x12\x0e\n\x06missed\x18\x08 \x01(\r\".\n\tEvictTask\x12\x12\n\nholding_id\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bnearline/type/v1/task.proto\x12\x10nearline.type.v1\x1a\x1enearline/type/v1/storage.proto\"\xc0\x04\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x16\n\x0etransaction_id\x18\x02 \x01(\t\x12)\n\x04kind\x18\x03 \x01(\x0e\x32\x1b.nearline.type.v1.Task.Kind\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.nearline.type.v1.Task.State\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\r\x12\x0e\n\x06worker\x18\x06 \x01(\t\x12\x0c\n\x04note\x18\x07 \x01(\t\x12\x12\n\nfiles_done\x18\x08 \x01(\x03\x12\x14\n\x0c\x66iles_failed\x18\t \x01(\x03\x12\x12\n\nbytes_done\x18\n \x01(\x03\"\xd8\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04SCAN\x10\x01\x12\n\n\x06UPLOAD\x10\x02\x12\x0b\n\x07RESOLVE\x10\x03\x12\x0c\n\x08\x44OWNLOAD\x10\x04\x12\t\n\x05\x45VICT\x10\x05\x12\x10\n\x0cPLAN_ARCHIVE\x10\x06\x12\x0b\n\x07\x41RCHIVE\x10\x07\x12\x0b\n\x07\x43ONFIRM\x10\x08\x12\t\n\x05STAGE\x10\t\x12\n\n\x06RECALL\x10\n\x12\x16\n\x12\x46INISH_DIRECTORIES\x10\x0b\x12\r\n\tRECONCILE\x10\x0c\x12\n\n\x06VERIFY\x10\r\x12\x08\n\x04TIDY\x10\x0e\"t\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05READY\x10\x01\x12\n\n\x06LEASED\x10\x02\x12\x0b\n\x07\x44\x45LAYED\x10\x03\x12\x0b\n\x07\x42LOCKED\x10\x04\x12\x08\n\x04\x44ONE\x10\x05\x12\n\n\x06\x46\x41ILED\x10\x06\x12\r\n\tCANCELLED\x10\x07\"\x0c\n\nPutOptions\"r\n\nGetOptions\x12\x33\n\x08holdings\x18\x01 \x01(\x0b\x32!.nearline.type.v1.HoldingSelector\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x10\n\x08pin_days\x18\x03 \x01(\r\x12\r\n\x05regex\x18\x04 \x01(\x08\"\x1f\n\x08ScanTask\x12\x13\n\x0b\x64irectories\x18\x01 \x03(\t\"S\n\tFilesTask\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.nearline.type.v1.IdRange\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\r\n\x05\x65xact\x18\x03 \x01(\x08\",\n\x08TidyTask\x12\x0f\n\x07task_id\x18\x01 \x01(\x03\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"\x11\n\x0fPlanArchiveTask\"k\n\x0cTapeBlobTask\x12\x0f\n\x07\x62lob_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\'\n\x07sources\x18\x03 \x03(\x0b\x32\x16.nearline.type.v1.Blob\x12\x14\n\x0csilent_polls\x18\x04 \x01(\r\"I\n\tStageTask\x12-\n\x07recalls\x18\x01 \x03(\x0b\x32\x1c.nearline.type.v1.RecallTask\x12\r\n\x05polls\x18\x02 \x01(\r\"\xad\x01\n\nRecallTask\x12\x0f\n\x07\x62lob_id\x18\x01 \x01(\x03\x12\x0b\n\x03key\x18\x02 \x01(\t\x12(\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x19.nearline.type.v1.IdRange\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\x10\n\x08\x64ownload\x18\x05 \x01(\x08\x12\x10\n\x08requests\x18\x06 \x01(\r\x12\x14\n\x0csilent_polls\x18\x07 \x01(\r\x12\x0e\n\x06missed\x18\x08 \x01(\r\".\n\tEvictTask\x12\x12\n\nholding_id\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nearline.type.v1.task_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TASK']._serialized_start=82
-  _globals['_TASK']._serialized_end=648
+  _globals['_TASK']._serialized_end=658
   _globals['_TASK_KIND']._serialized_start=324
-  _globals['_TASK_KIND']._serialized_end=530
-  _globals['_TASK_STATE']._serialized_start=532
-  _globals['_TASK_STATE']._serialized_end=648
-  _globals['_PUTOPTIONS']._serialized_start=650
-  _globals['_PUTOPTIONS']._serialized_end=662
-  _globals['_GETOPTIONS']._serialized_start=664
-  _globals['_GETOPTIONS']._serialized_end=778
-  _globals['_SCANTASK']._serialized_start=780
-  _globals['_SCANTASK']._serialized_end=811
-  _globals['_FILESTASK']._serialized_start=813
-  _globals['_FILESTASK']._serialized_end=896
-  _globals['_PLANARCHIVETASK']._serialized_start=898
-  _globals['_PLANARCHIVETASK']._serialized_end=915
-  _globals['_TAPEBLOBTASK']._serialized_start=917
-  _globals['_TAPEBLOBTASK']._serialized_end=1024
-  _globals['_STAGETASK']._serialized_start=1026
-  _globals['_STAGETASK']._serialized_end=1099
-  _globals['_RECALLTASK']._serialized_start=1102
-  _globals['_RECALLTASK']._serialized_end=1275
-  _globals['_EVICTTASK']._serialized_start=1277
-  _globals['_EVICTTASK']._serialized_end=1323
+  _globals['_TASK_KIND']._serialized_end=540
+  _globals['_TASK_STATE']._serialized_start=542
+  _globals['_TASK_STATE']._serialized_end=658
+  _globals['_PUTOPTIONS']._serialized_start=660
+  _globals['_PUTOPTIONS']._serialized_end=672
+  _globals['_GETOPTIONS']._serialized_start=674
+  _globals['_GETOPTIONS']._serialized_end=788
+  _globals['_SCANTASK']._serialized_start=790
+  _globals['_SCANTASK']._serialized_end=821
+  _globals['_FILESTASK']._serialized_start=823
+  _globals['_FILESTASK']._serialized_end=906
+  _globals['_TIDYTASK']._serialized_start=908
+  _globals['_TIDYTASK']._serialized_end=952
+  _globals['_PLANARCHIVETASK']._serialized_start=954
+  _globals['_PLANARCHIVETASK']._serialized_end=971
+  _globals['_TAPEBLOBTASK']._serialized_start=973
+  _globals['_TAPEBLOBTASK']._serialized_end=1080
+  _globals['_STAGETASK']._serialized_start=1082
+  _globals['_STAGETASK']._serialized_end=1155
+  _globals['_RECALLTASK']._serialized_start=1158
+  _globals['_RECALLTASK']._serialized_end=1331
+  _globals['_EVICTTASK']._serialized_start=1333
+  _globals['_EVICTTASK']._serialized_end=1379
 # @@protoc_insertion_point(module_scope)

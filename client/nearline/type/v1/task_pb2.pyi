@@ -88,6 +88,10 @@ class Task(_message.Message):
         """tape: read copies with a fault again, and take good ones back into use.
         buf:lint:ignore ENUM_VALUE_PREFIX
         """
+        TIDY: Task._Kind.ValueType  # 14
+        """transfer: remove the temporary files that dead workers left of a task that ended without being done. The ledger makes it.
+        buf:lint:ignore ENUM_VALUE_PREFIX
+        """
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Kinds of work, and the service whose workers do it."""
@@ -144,6 +148,10 @@ class Task(_message.Message):
     """
     VERIFY: Task.Kind.ValueType  # 13
     """tape: read copies with a fault again, and take good ones back into use.
+    buf:lint:ignore ENUM_VALUE_PREFIX
+    """
+    TIDY: Task.Kind.ValueType  # 14
+    """transfer: remove the temporary files that dead workers left of a task that ended without being done. The ledger makes it.
     buf:lint:ignore ENUM_VALUE_PREFIX
     """
 
@@ -378,6 +386,32 @@ class FilesTask(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FilesTask: _TypeAlias = FilesTask  # noqa: Y015
+
+@_typing.final
+class TidyTask(_message.Message):
+    """Payload of TIDY, the one payload that the ledger makes, of one that it does not read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.int
+    """Number of the task that ended, which the names of its temporary files bear."""
+    payload: _builtins.bytes
+    """Payload of that task, a FilesTask: its files lie in the directories to look into."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.int = ...,
+        payload: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TidyTask: _TypeAlias = TidyTask  # noqa: Y015
 
 @_typing.final
 class PlanArchiveTask(_message.Message):
