@@ -15,6 +15,7 @@ from nearline.type.v1.transaction_pb2 import Transaction
 from nearline_client import names
 from nearline_client.states import is_final
 from services.catalog.rules import FILE_REGISTERED, FILE_STORED, READABLE
+from tests.soak import observe
 from tests.soak.observe import Catalog, World, readable
 from tests.soak.requests import Ending, Request
 from tests.soak.sources import Entry
@@ -23,7 +24,6 @@ Usage = Mapping[str, tuple[int, ...]]
 """Files, bytes, files and bytes in the cache, files and bytes on tape; by group."""
 
 _KINDS = {Attributes.FILE: "file", Attributes.DIRECTORY: "directory", Attributes.SYMLINK: "symlink"}
-_TEMPORARY = b".nl-"
 # Written by probes of health, owned by nobody.
 _PROBES = frozenset({"health", "nearline-ready"})
 _MOST_SHOWN = 5
@@ -232,13 +232,19 @@ def _in_target(request: Request, found: Mapping[str, Entry]) -> Iterator[str]:
             yield f"{path!r} is {found.get(path)}, not {entry}"
     parents = {parent for path in request.expected for parent in _parents(path)}
     for path, entry in found.items():
-        if names.decode(path).rpartition(b"/")[2].startswith(_TEMPORARY):
-            if path not in request.expected:
+        if observe.is_temporary(names.decode(path)):
+            # Of one that is complete a worker that was taken for dead may still remove its own.
+            if not is_complete(request):
                 yield f"a temporary file is left: {path!r}"
         elif path not in request.expected and path not in parents:
             yield f"{path!r} was not asked for"
         elif entry.kind == "file" and entry != request.expected.get(path):
             yield f"{path!r} is {entry}, not {request.expected.get(path)}"
+
+
+def is_complete(request: Request) -> bool:
+    """Whether it has ended with every file."""
+    return request.ending is not None and request.ending.state == "COMPLETE"
 
 
 def _parents(path: str) -> Iterator[str]:
@@ -286,6 +292,8 @@ def _orphans(evidence: Evidence) -> Iterator[str]:
                 yield f"{where}: {key} belongs to nothing (blob: {state})"
     for key in world.uploads:
         yield f"cache: an upload of {key} is left unfinished"
+    for path in world.temporary:
+        yield f"users' directories: {path!r} is left"
 
 
 def is_allowed(blob: Mapping[str, Any]) -> bool:

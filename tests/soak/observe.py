@@ -68,6 +68,8 @@ class World:
     uploads: list[str]
     tape: dict[str, int]
     unlisted: dict[str, int] = field(default_factory=dict)
+    temporary: list[bytes] = field(default_factory=list)
+    """Temporary files in users' directories."""
 
 
 def look(rig: Rig) -> World:
@@ -79,7 +81,9 @@ def look(rig: Rig) -> World:
         if blob["tier"] == Blob.CACHE and blob["state"] in READABLE
     ]
     unlisted = _unlisted(rig, [key for key in keys if key not in listed])
-    return World(ledger(rig), known, listed | unlisted, uploads(rig), tape(rig), unlisted)
+    return World(
+        ledger(rig), known, listed | unlisted, uploads(rig), tape(rig), unlisted, temporary(rig)
+    )
 
 
 def ledger(rig: Rig) -> Ledger:
@@ -195,9 +199,20 @@ def tape(rig: Rig) -> dict[str, int]:
     root = site.xrootd.layout.data / "buffer/tape" if server else rig.directory / "tape"
     return {
         os.path.relpath(path, root): os.stat(path).st_size
-        for path in _files(str(root))
+        for path in map(os.fsdecode, _files(os.fsencode(root)))
         if os.path.basename(path)[:1] != "."
     }
+
+
+def temporary(rig: Rig) -> list[bytes]:
+    """Temporary files of gets, wherever users may have asked for files."""
+    places = (rig.stack.site.homes, rig.target())
+    return [path for place in places for path in _files(os.fsencode(place)) if is_temporary(path)]
+
+
+def is_temporary(path: bytes) -> bool:
+    """Whether a path has a name as transfer gives to what is not complete."""
+    return os.path.basename(path).startswith(b".nl-")
 
 
 def readable(catalog: Catalog) -> set[int]:
@@ -205,7 +220,7 @@ def readable(catalog: Catalog) -> set[int]:
     return {file for file, blob, _ in catalog.locations if catalog.blobs[blob]["state"] in READABLE}
 
 
-def _files(root: str) -> Iterator[str]:
+def _files(root: bytes) -> Iterator[bytes]:
     for directory, _, names in os.walk(root):
         yield from (os.path.join(directory, name) for name in names)
 

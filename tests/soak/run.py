@@ -17,7 +17,7 @@ from deploy.local.wait import wait_until
 from nearline.tape.v1.tape_pb2 import Orphan
 from nearline_client import ServiceError
 from tests.soak import observe
-from tests.soak.checker import Evidence, Violation, check, leftovers
+from tests.soak.checker import Evidence, Violation, check, is_complete, leftovers
 from tests.soak.faults import Injector
 from tests.soak.history import History
 from tests.soak.report import Report
@@ -182,7 +182,7 @@ class Run:
     def _look_late(self) -> observe.World:
         """The world once it is quiet, and what cancelled requests may have changed late."""
         for request in self._requests:
-            if request.target and request.ending and request.ending.state != "COMPLETE":
+            if request.target and request.ending and not is_complete(request):
                 request.late = survey(request.target)
         return observe.look(self._rig)
 

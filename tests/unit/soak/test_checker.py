@@ -155,6 +155,10 @@ def _leaves_a_temporary_file(evidence: Evidence) -> Evidence:
     return _request(evidence, 2, found=left, late=left)
 
 
+def _leaves_one_after_all(evidence: Evidence) -> Evidence:
+    return replace(evidence, world=replace(evidence.world, temporary=[b"/home/.nl-1-2"]))
+
+
 def _leaves_a_part_under_the_final_name(evidence: Evidence) -> Evidence:
     left = {FILE: Entry("file", 5, "33" * 32)}
     return _request(evidence, 2, found=left, late=left)
@@ -210,6 +214,7 @@ def test_nothing_is_wrong_where_nothing_is() -> None:
         ("d", _delivers_other_bytes),
         ("d", _delivers_nothing),
         ("d", _leaves_a_temporary_file),
+        ("h", _leaves_one_after_all),
         ("d", _leaves_a_part_under_the_final_name),
         ("e", _becomes_another_by_a_repeat),
         ("g", _goes_on_after_cancel),
