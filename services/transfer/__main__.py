@@ -1,8 +1,6 @@
 """``python -m services.transfer --config FILE``: answers the mesh; its processes move the bytes."""
 
 import os
-from contextlib import suppress
-from pathlib import Path
 
 from nearline.transfer.v1 import transfer_pb2_grpc
 from services.kit.entry import main
@@ -30,17 +28,8 @@ def work(config: TransferConfig) -> None:
     """One worker process. What moves bytes is imported here, so the server stays small."""
     from services.transfer import handlers
 
-    _stand_back(config.niceness)
+    os.nice(config.niceness)
     handlers.run(config)
-
-
-def _stand_back(niceness: int) -> None:
-    """Have everything else on this machine come first."""
-    os.nice(niceness)
-    # Linux may share processors out by session first; then niceness counts within one only.
-    os.setsid()
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(niceness))
 
 
 def work_small(config: TransferConfig) -> None:

@@ -69,5 +69,5 @@ class TransferConfig(Section, frozen=True):
     small_slots: Annotated[int, msgspec.Meta(ge=0)] = 4
     """Tasks at once of one more process that takes only small ones, one of each user; 0: none."""
     niceness: Annotated[int, msgspec.Meta(ge=0, le=19)] = 19
-    """Of the processes for work of any size, so that small work, and all else here, comes first."""
+    """Of the processes for work of any size, so that the one for small work comes first."""
     log: LogConfig = LogConfig()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import grpc
-import psutil
 import pytest
 
 from deploy.local.parts import SERVICES
 from deploy.local.stack import Stack
-from deploy.local.wait import wait_until
 from nearline.catalog.v1 import catalog_pb2, catalog_pb2_grpc
 from nearline.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 from tests.fixtures.store import Store
@@ -203,22 +200,3 @@ def test_bytes_that_are_no_message_are_refused(store: Store) -> None:
             call(b"\xff\xff\xff", timeout=10, metadata=[("authorization", f"Bearer {token}")])
     assert code(refused.value) in ("INTERNAL", "INVALID_ARGUMENT", "UNKNOWN")
     assert store.alice.client.identity().user == "alice"
-
-
-def test_work_of_any_size_leaves_the_processors_to_all_else(stack: Stack) -> None:
-    parent = stack.pid("transfer")
-    assert parent
-    found = {child.pid: child.cmdline() for child in psutil.Process(parent).children()}
-    (small,) = [pid for pid, command in found.items() if "work-small" in command]
-    others = [pid for pid, command in found.items() if "work" in command]
-    assert len(others) == 2
-
-    def probe() -> str | None:
-        nice = [os.getpriority(os.PRIO_PROCESS, pid) for pid in others]
-        return None if nice == [19, 19] else f"their niceness is {nice}"
-
-    wait_until(probe, "the worker processes", 30.0)
-    assert os.getpriority(os.PRIO_PROCESS, small) == 0
-    assert [os.getsid(pid) for pid in others] == others
-    groups = [Path(f"/proc/{pid}/autogroup") for pid in others]
-    assert all(group.read_text().endswith(" nice 19\n") for group in groups if group.exists())
