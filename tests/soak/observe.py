@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from services.catalog.rules import FILE_STORED, READABLE
 from tests.soak.rig import Rig
 
 _OPEN_TASKS = "(1, 2, 3, 4)"
+_TEMPORARY = re.compile(rb"\.nl-[0-9a-f]+-[0-9a-f]{12}")
 
 # Files whose cache copy is gone although tape has not confirmed one.
 _UNSAFE = f"""
@@ -211,8 +213,8 @@ def temporary(rig: Rig) -> list[bytes]:
 
 
 def is_temporary(path: bytes) -> bool:
-    """Whether a path has a name as transfer gives to what is not complete."""
-    return os.path.basename(path).startswith(b".nl-")
+    """Whether a path has a name as transfer gives to what is not complete; users have similar."""
+    return _TEMPORARY.fullmatch(os.path.basename(path)) is not None
 
 
 def readable(catalog: Catalog) -> set[int]:

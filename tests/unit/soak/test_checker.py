@@ -151,12 +151,12 @@ def _delivers_nothing(evidence: Evidence) -> Evidence:
 
 
 def _leaves_a_temporary_file(evidence: Evidence) -> Evidence:
-    left = {ROOT: Entry("directory"), f"{ROOT}/.nl-1-2": Entry("file", 5, DIGEST)}
+    left = {ROOT: Entry("directory"), f"{ROOT}/.nl-1-0123456789ab": Entry("file", 5, DIGEST)}
     return _request(evidence, 2, found=left, late=left)
 
 
 def _leaves_one_after_all(evidence: Evidence) -> Evidence:
-    return replace(evidence, world=replace(evidence.world, temporary=[b"/home/.nl-1-2"]))
+    return replace(evidence, world=replace(evidence.world, temporary=[b"/home/.nl-1-0123456789ab"]))
 
 
 def _leaves_a_part_under_the_final_name(evidence: Evidence) -> Evidence:
