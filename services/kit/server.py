@@ -53,6 +53,7 @@ _HARD_LIMIT = 2
 _LIVENESS = "grpc.health.v1.Health"
 _READINESS_SECONDS = 5.0
 _UNWIND_SECONDS = 5.0
+_ANSWER_SECONDS = 0.5
 
 
 class Server:
@@ -165,6 +166,8 @@ class Server:
         stopping = asyncio.create_task(self._grpc.stop(self._config.grace_seconds))
         idle = asyncio.create_task(self._surround.idle())
         await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
+        # An answer is sent a moment after its handler has ended.
+        await asyncio.wait({stopping}, timeout=_ANSWER_SECONDS)
         # Only health watchers are left, or the grace is over.
         await self._grpc.stop(None)
         await stopping
