@@ -16,16 +16,20 @@ from nearline.type.v1 import storage_pb2
 from services.kit.catalogclient import Blob, CatalogClient, in_batches
 from services.kit.errors import NotFound, Unavailable
 from services.kit.jobs import PathFailure
+from services.kit.objecterrors import OBJECT_STORE_FAILED, OBJECT_STORE_UNREACHABLE
 from services.kit.objectstore import ObjectStore
 
 _SECOND_LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 60.0
+_READ_AGAIN_SECONDS = 5.0
 _NEIGHBOURS, _WITNESSES = 500, 8
 _BATCH = 1000
 _READABLE = {
     Blob.CACHE: [Blob.STORED],
     Blob.TAPE: [Blob.WRITTEN, Blob.SAFE],
 }
+OBJECT_UNREADABLE = "OBJECT_UNREADABLE"
+_FAILED_READS = frozenset({OBJECT_STORE_FAILED, OBJECT_STORE_UNREACHABLE})
 _PLACES = {Blob.CACHE: "the cache copy (object {})", Blob.TAPE: "the tape copy (file {})"}
 _ADVICE = "ask the operators, who see it as a fault"
 
@@ -65,6 +69,27 @@ def gone(catalog: CatalogClient, cache: ObjectStore, blob_id: int, key: str, end
     if size is None:
         return Gone("its object is missing", 0)
     return Gone(f"its object was cut to {size} bytes", size)
+
+
+def unreadable(
+    catalog: CatalogClient, cache: ObjectStore, blob_id: int, error: Unavailable
+) -> Unavailable:
+    """What is wrong with one object, whose read failed with ``error`` while others can be read.
+
+    Raises ``error`` when that is not known: it may be the store as a whole that does not work.
+    """
+    if error.reason not in _FAILED_READS:
+        raise error
+    others = witnesses(catalog, Blob.CACHE, blob_id)
+    if not any(_is_read(cache, other) for other in others):
+        raise error
+    key = error.metadata.get("key", "")
+    return Unavailable(
+        OBJECT_UNREADABLE,
+        f"the object store reads other objects, but not {key}: {error.message}",
+        retry_after=_READ_AGAIN_SECONDS,
+        key=key,
+    )
 
 
 def witnesses(catalog: CatalogClient, tier: Blob.Tier.ValueType, blob_id: int) -> list[str]:
@@ -123,5 +148,18 @@ def _exists(cache: ObjectStore, key: str) -> bool:
     try:
         cache.head(key)
     except NotFound:
+        return False
+    return True
+
+
+def _is_read(cache: ObjectStore, key: str) -> bool:
+    """Raises Unavailable when the store does not answer at all: asking on would take minutes."""
+    try:
+        cache.get_range(key, 0, 1)
+    except NotFound:
+        return False
+    except Unavailable as error:
+        if error.reason != OBJECT_STORE_FAILED:
+            raise
         return False
     return True

@@ -43,6 +43,8 @@ BROKEN_BODY = (
 #: Reason of the error that a multipart upload is unknown: completed, aborted or swept.
 UPLOAD_GONE = "OBJECT_UPLOAD_GONE"
 OBJECT_TRUNCATED = "OBJECT_TRUNCATED"
+OBJECT_STORE_FAILED = "OBJECT_STORE_FAILED"
+OBJECT_STORE_UNREACHABLE = "OBJECT_STORE_UNREACHABLE"
 CACHE = "cache"
 """The object store, as work depends on it."""
 CACHE_SPACE = "cache space"
@@ -142,7 +144,7 @@ def translated(key: str) -> Iterator[None]:
 def unreachable(error: Exception, key: str) -> Unavailable:
     """The store did not answer, or not to the end."""
     return Unavailable(
-        "OBJECT_STORE_UNREACHABLE",
+        OBJECT_STORE_UNREACHABLE,
         f"the object store does not answer ({type(error).__name__}); it is tried again",
         retry_after=5,
         key=key,
@@ -178,7 +180,7 @@ def from_code(code: str, status: int, key: str) -> NearlineError:
         return error
     if status >= 500 or code in ("SlowDown", "RequestTimeout"):
         return Unavailable(
-            "OBJECT_STORE_FAILED",
+            OBJECT_STORE_FAILED,
             f"the object store answered {code or status}; it is tried again",
             retry_after=5,
             key=key,

@@ -2,7 +2,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -15,7 +15,7 @@ from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import crash, paxtar
 from services.kit.catalogclient import Blob, Member
 from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
-from services.kit.faults import Gone, gone
+from services.kit.faults import Gone, gone, unreadable
 from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
 from services.tape.aggregate import Layout, Placed, Section, lay_out
 from services.tape.context import Context
@@ -30,6 +30,7 @@ Task = task_pb2.Task
 
 # What one drive does, roughly: for the fair order.
 _BYTES_PER_SECOND = 300 << 20
+_LONGEST_PAUSE = 300.0
 
 
 class SourceLost(Exception):
@@ -38,6 +39,14 @@ class SourceLost(Exception):
     def __init__(self, section: Section) -> None:
         super().__init__(section.key)
         self.section = section
+
+
+class SourceFailing(Exception):
+    """A source could not be read; the object store may be in trouble, or this object alone."""
+
+    def __init__(self, section: Section, error: Unavailable) -> None:
+        super().__init__(section.key)
+        self.section, self.error = section, error
 
 
 class PacksChanged(Exception):
@@ -131,12 +140,18 @@ def _claim(
 
 
 def _archive_task(
-    blob: Blob, sources: list[Blob], transaction: ledger.TransactionSpec | None = None
+    blob: Blob,
+    sources: list[Blob],
+    transaction: ledger.TransactionSpec | None = None,
+    *,
+    take_overs: int = 0,
 ) -> ledger.NewTask:
     size = sum(source.size for source in sources)
     return new_task(
         Task.ARCHIVE,
-        task_pb2.TapeBlobTask(blob_id=blob.id, key=blob.key, sources=sources),
+        task_pb2.TapeBlobTask(
+            blob_id=blob.id, key=blob.key, sources=sources, take_overs=take_overs
+        ),
         cost=max(size / _BYTES_PER_SECOND, 0.1),
         key=_key(blob.id),
         transaction=transaction,
@@ -169,6 +184,8 @@ def archive(context: Context, job: Job, ctx: JobContext) -> Done:
         except PacksChanged as changed:
             log.error("packs_changed", blobs=sorted(changed.blobs))
             loose |= changed.blobs
+        except SourceFailing as failing:
+            return _apart(context, job, task, failing)
         except SourceLost as lost:
             found, bad_files = _left_of(context, lost.section)
             if bad_files:
@@ -188,21 +205,49 @@ def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
         return _recorded(context, task)
     crash.point("tape.archive.released")
     context.tape.remove(task.key)
+    # The same key for every attempt of this task: a repeat must not claim once more.
+    again = _claim_again(
+        context, job, task.sources, f"{job.task_id}", take_overs=task.take_overs + 1
+    )
+    return Done(follow_ups=again)
+
+
+def _claim_again(
+    context: Context, job: Job, sources: Sequence[Blob], claim_key: str, *, take_overs: int = 0
+) -> list[ledger.NewTask]:
+    """The task that archives what is left of ``sources`` under a new name.
+
+    None when a plan has given them to another aggregate, or the claim of an earlier attempt up;
+    what still waits for tape is planned anew.
+    """
+    numbers = [source.id for source in sources]
     try:
-        # The same for every attempt of this task: a repeat must not claim once more.
-        claim = context.catalog.claim_aggregate(
-            job.transaction.holding_id,
-            [source.id for source in task.sources],
-            f"{job.task_id}",
-        )
+        claim = context.catalog.claim_aggregate(job.transaction.holding_id, numbers, claim_key)
     except FailedPrecondition:
-        # A plan has given the sources to another aggregate, or the claim of an earlier attempt up;
-        # what still waits for tape is planned anew.
-        return Done()
-    left = set(claim.source_blob_ids)
-    sources = [source for source in task.sources if source.id in left]
+        return []
     crash.point("tape.archive.reclaimed")
-    return Done(follow_ups=[_archive_task(claim.blob, sources)])
+    left = set(claim.source_blob_ids)
+    claimed = [source for source in sources if source.id in left]
+    return [_archive_task(claim.blob, claimed, take_overs=take_overs)]
+
+
+def _apart(context: Context, job: Job, task: task_pb2.TapeBlobTask, failing: SourceFailing) -> Done:
+    """Archive a source that alone cannot be read on its own, so that it holds up no others.
+
+    Raises Unavailable when it is on its own already, or the store as a whole does not work.
+    """
+    blob_id = failing.section.blob_id
+    trouble = unreadable(context.catalog, context.cache, blob_id, failing.error)
+    if len(task.sources) == 1:
+        trouble.retry_after = min(2.0 ** min(task.take_overs, 10), _LONGEST_PAUSE)
+        raise trouble
+    log.error("cache_object_unreadable", blob=blob_id, why=trouble.message)
+    if not release(context, task.blob_id):
+        return _recorded(context, task)
+    alone = [source for source in task.sources if source.id == blob_id]
+    others = [source for source in task.sources if source.id != blob_id]
+    tasks = _claim_again(context, job, others, f"{job.task_id}:others")
+    return Done(follow_ups=tasks + _claim_again(context, job, alone, f"{job.task_id}:alone"))
 
 
 def _write(
@@ -210,7 +255,7 @@ def _write(
 ) -> tuple[Written, set[int]]:
     """The file at the endpoint, verified with it, and the files whose digests differ.
 
-    Raises SourceLost, or PacksChanged, and leaves no file then.
+    Raises SourceLost, SourceFailing or PacksChanged, and leaves no file then.
     """
     bad: set[int] = set()
     changed: set[int] = set()
@@ -256,6 +301,8 @@ def _copy(
             ctx.progress(bytes=len(piece))
     except NotFound as error:
         raise SourceLost(section) from error
+    except Unavailable as error:
+        raise SourceFailing(section, error) from error
     checker.finish()
     writer.write(paxtar.padding(section.length))
     ctx.progress(files=len(section.slices))

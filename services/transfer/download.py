@@ -3,17 +3,19 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
 
+from nearline.monitor.v1 import monitor_pb2 as ledger
 from nearline.type.v1 import storage_pb2, task_pb2
 from nearline_client import names
 from services.kit import spans
 from services.kit.batches import cost
 from services.kit.catalogclient import Blob
-from services.kit.errors import NotFound
-from services.kit.faults import gone
+from services.kit.errors import NotFound, Unavailable
+from services.kit.faults import gone, unreadable
 from services.kit.jobs import Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
 from services.transfer.entries import Metadata
@@ -32,6 +34,8 @@ RUN_BYTES = 8 << 20
 """Most bytes read with one request; larger files are streamed."""
 GAP_BYTES = 64 << 10
 """Bytes between two wanted slices that cost less to read than another request."""
+UNREADABLE_ATTEMPTS = 2
+"""Attempts, of several requests each, in vain while the store reads other objects: then tape."""
 
 
 class Damaged(Exception):
@@ -48,7 +52,7 @@ def download(context: Context, job: Job, ctx: JobContext) -> Done:
     with context.serving(job, target) as user:
         if job.attempt > 1:
             remove_leftovers(user, target, files, ctx)
-        return _Download(context, ctx, user, target).run(files)
+        return _Download(context, ctx, user, target, job.attempt).run(files)
 
 
 def metadata_of(attributes: Attributes) -> Metadata:
@@ -71,11 +75,16 @@ class Piece:
 
 
 class _Download:
-    def __init__(self, context: Context, ctx: JobContext, user: UserFiles, target: bytes) -> None:
+    def __init__(
+        self, context: Context, ctx: JobContext, user: UserFiles, target: bytes, attempt: int
+    ) -> None:
         self._context, self._ctx, self._user, self._target = context, ctx, user, target
+        self._attempt = attempt
         self._parents: set[bytes] = set()
         self._linked: dict[Inode, bytes] = {}
         self._again: list[StoredFile] = []
+        self._failing: list[StoredFile] = []
+        self._trouble: Unavailable | None = None
         self._lost: Counter[str] = Counter()
         self._files = self._bytes = 0
 
@@ -85,13 +94,13 @@ class _Download:
         for run in runs(pieces):
             self._ctx.check()
             self._restore(run)
+        if self._trouble is not None and len(self._failing) == len(files):
+            raise self._trouble
         tasks = []
         if self._again:
-            size = sum(file.attributes.size for file in self._again)
-            numbers = spans.to_ranges(file.id for file in self._again)
-            payload = task_pb2.FilesTask(files=numbers, bytes=size)
-            lost = len(self._again)
-            tasks.append(new_task(task_pb2.Task.RESOLVE, payload, cost=cost(lost, 0), files=lost))
+            tasks.append(_task(task_pb2.Task.RESOLVE, self._again))
+        if self._failing:  # On their own from here: they hold up no others.
+            tasks.append(_task(task_pb2.Task.DOWNLOAD, self._failing))
         return Done(
             files_done=self._files,
             bytes_done=self._bytes,
@@ -119,13 +128,21 @@ class _Download:
 
     def _restore(self, run: Sequence[Piece]) -> None:
         """Files of one blob that are read with one request, or one large file."""
-        try:
+        with self._reported(run):
             if len(run) == 1 and run[0].slice.length > RUN_BYTES:
                 self._stream(run[0])
             else:
                 self._write_run(run)
+
+    @contextmanager
+    def _reported(self, run: Sequence[Piece]) -> Iterator[None]:
+        """What cannot be read inside is recorded; then none of ``run`` is restored yet."""
+        try:
+            yield
         except NotFound:
             self._report_missing(run)
+        except Unavailable as error:
+            self._report_unreadable(run, error)
 
     def _write_run(self, run: Sequence[Piece]) -> None:
         start, end = run[0].slice.offset, _end(run)
@@ -140,10 +157,8 @@ class _Download:
                 else:
                     damaged.append(piece)
         for piece in damaged:
-            try:
+            with self._reported([piece]):  # The others are restored and must not be again.
                 self._stream(piece)
-            except NotFound:  # The others of the run are restored and must not be again.
-                self._report_missing([piece])
 
     def _write(self, file: StoredFile, content: bytes | memoryview) -> None:
         """Put one file in its place, all at once. Its user's failures are recorded for the file."""
@@ -232,6 +247,21 @@ class _Download:
         catalog.report_fault(piece_of.blob_id, beyond if found.size else [], found.reason)
         self._again += [piece.file for piece in run]
 
+    def _report_unreadable(self, run: Sequence[Piece], error: Unavailable) -> None:
+        """Have files of an object that alone cannot be read come from tape, the others wait."""
+        catalog, blob = self._context.catalog, run[0].slice.blob_id
+        trouble = unreadable(catalog, self._context.cache, blob, error)
+        files = [piece.file for piece in run]
+        safe = [file for file in files if any(one.tier == Blob.TAPE for one in file.slices)]
+        if safe and self._attempt >= UNREADABLE_ATTEMPTS:
+            log.error("cache_object_unreadable", blob=blob, why=trouble.message)
+            catalog.report_fault(blob, [file.id for file in safe], trouble.message)
+            self._again += safe
+            files = [file for file in files if file not in safe]
+        if files:
+            self._trouble = trouble
+            self._failing += files
+
     def _report_damage(self, piece: Piece) -> None:
         blob, file = piece.slice.blob_id, piece.file
         log.error("cache_copy_damaged", blob=blob, file=file.id)
@@ -239,6 +269,13 @@ class _Download:
             blob, [file.id], "its bytes in the cache do not match its digest"
         )
         self._again.append(file)
+
+
+def _task(kind: task_pb2.Task.Kind.ValueType, files: Sequence[StoredFile]) -> ledger.NewTask:
+    size = sum(file.attributes.size for file in files)
+    payload = task_pb2.FilesTask(files=spans.to_ranges(file.id for file in files), bytes=size)
+    bytes_moved = size if kind == task_pb2.Task.DOWNLOAD else 0
+    return new_task(kind, payload, cost=cost(len(files), bytes_moved), files=len(files))
 
 
 def runs(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from deploy.local.stack import Stack
 from nearline.tape.v1 import tape_pb2 as tape
 from nearline.tape.v1.tape_pb2_grpc import TapeServiceStub
 from nearline.type.v1.storage_pb2 import Blob, File
+from nearline.type.v1.transaction_pb2 import Transaction
 from nearline_client import names
 from services.kit.channel import sync_channel
 from services.kit.config import PeerConfig, SecretFile, TlsConfig
@@ -20,6 +22,7 @@ from tests.fixtures.store import GROUP, Store, cache_objects, same, states, tier
 
 Harm = Callable[[Stack, str], None]
 MIB = 1 << 20
+_PATIENCE_SECONDS = 300.0
 
 
 @pytest.fixture
@@ -84,6 +87,16 @@ def damage(stack: Stack, key: str) -> None:
     store.client.put_object(Bucket=store.bucket, Key=key, Body=flipped)
 
 
+def rot(stack: Stack, key: str) -> None:
+    """Turn over a bit below the object store, which then refuses to read the object."""
+    store = stack.site.seaweed.store
+    content = store.client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
+    volumes = list(stack.site.seaweed.directory.rglob("*.dat"))
+    assert sum(_flip(volume, content[:4096]) for volume in volumes) == 1
+    with pytest.raises(ClientError):
+        store.client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
+
+
 def remove(stack: Stack, key: str) -> None:
     store = stack.site.seaweed.store
     store.client.delete_object(Bucket=store.bucket, Key=key)
@@ -123,6 +136,26 @@ def test_what_is_safe_on_tape_comes_back_from_there(
     again = store.alice.directory()
     store.alice.get(tree, target=again, holding_id=put.holding_id)
     same(tree, again + tree)
+
+
+def test_an_object_that_the_store_fails_to_read_comes_from_tape(store: Store) -> None:
+    """Other objects can be read. The store tries for 13 seconds each time before it says so."""
+    root = store.alice.directory()
+    store.alice.file(root + b"/1", os.urandom(10_000))
+    with cache_objects(store.stack) as objects:
+        put = store.alice.put(root)
+    store.wait_safe(put.holding_id)
+    (key,) = objects
+    rot(store.stack, key)
+    target = store.alice.directory()
+    get = store.alice.client.get([root], target, holding_id=put.holding_id)
+    ended = store.alice.client.wait(get.id, _PATIENCE_SECONDS)
+    assert Transaction.State.Name(ended.state) == "COMPLETE", store.alice.story(get.id)
+    same(root, target + root)
+    found = store.carol.client.faults(GROUP)
+    (fault,) = [fault for fault in found if fault.holding_id == put.holding_id]
+    assert fault.path == names.encode(root + b"/1")
+    assert fault.reason.startswith(f"the object store reads other objects, but not {key}")
 
 
 def _unreported(operator: TapeServiceStub, objects: dict[str, int]) -> str | None:

@@ -1,6 +1,9 @@
-"""Later attempts of an ARCHIVE task, after an earlier one died at any point."""
+"""Later attempts of an ARCHIVE task, after an earlier one died, or could not read a source."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -9,7 +12,10 @@ from nearline.type.v1 import task_pb2
 from nearline.type.v1.storage_pb2 import Blob
 from nearline.type.v1.task_pb2 import Task
 from services.kit.errors import Unavailable
+from services.kit.faults import OBJECT_UNREADABLE
 from services.kit.jobs import Done, Job, JobContext
+from services.kit.objecterrors import CACHE, OBJECT_STORE_FAILED, from_code
+from services.kit.objectstore import ObjectStore
 from services.tape.archive import archive
 from tests.service.catalog.harness import GROUP, Put
 from tests.service.tape.harness import TapeStore, contents
@@ -24,13 +30,38 @@ def claimed(store: TapeStore, put: Put) -> task_pb2.TapeBlobTask:
     return task_pb2.TapeBlobTask(blob_id=blob.id, key=blob.key, sources=waiting.blobs)
 
 
-def attempt(store: TapeStore, put: Put, task: task_pb2.TapeBlobTask, number: int) -> Done:
+def attempt(
+    store: TapeStore, put: Put, task: task_pb2.TapeBlobTask, number: int, context: Any = None
+) -> Done:
     spec = ledger.TransactionSpec(holding_id=put.holding.id, group=GROUP)
-    job = Job(1, number, Task.ARCHIVE, task.SerializeToString(), None, number, spec)
-    lease = ledger.Lease(task_id=1, token=number)
-    outcome = archive(store.context, job, JobContext(lease, lambda _: None))
+    # A task of its own for each aggregate.
+    job = Job(task.blob_id, number, Task.ARCHIVE, task.SerializeToString(), None, number, spec)
+    lease = ledger.Lease(task_id=task.blob_id, token=number)
+    outcome = archive(context or store.context, job, JobContext(lease, lambda _: None))
     assert isinstance(outcome, Done)
     return outcome
+
+
+def payloads(done: Done) -> list[task_pb2.TapeBlobTask]:
+    return [task_pb2.TapeBlobTask.FromString(task.payload) for task in done.follow_ups]
+
+
+class FailingCache:
+    """An object store that has lost its way to some objects."""
+
+    def __init__(self, cache: ObjectStore, *failing: str) -> None:
+        self._cache, self._failing = cache, failing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def get_range(self, key: str, offset: int, length: int) -> bytes:
+        if key in self._failing:
+            raise from_code("InternalError", 500, key)
+        return self._cache.get_range(key, offset, length)
+
+    def stream(self, key: str, offset: int, length: int) -> Iterator[bytes]:
+        yield self.get_range(key, offset, length)
 
 
 def test_a_repeated_take_over_goes_on_with_the_same_claim(store: TapeStore) -> None:
@@ -76,3 +107,39 @@ def test_a_name_that_was_made_and_never_answered_for_is_given_up(store: TapeStor
     again = task_pb2.TapeBlobTask.FromString(follow_up.payload)
     attempt(store, put, again, 1)
     assert store.tape_files() == {again.key}
+
+
+def test_an_object_that_alone_cannot_be_read_holds_up_no_other(store: TapeStore) -> None:
+    put, numbers = store.put(contents(1000, 200_000, 300_000))
+    task = claimed(store, put)
+    (bad,) = store.cache_blobs(numbers["/data/1"])
+    failing = store.with_(cache=FailingCache(store.cache, bad.key))
+    others, alone = payloads(attempt(store, put, task, 1, failing))
+    assert [one.id for one in alone.sources] == [bad.id]
+    attempt(store, put, others, 1, failing)
+    assert store.tape_files() == {others.key}
+    assert [len(store.tiers(number)) for number in numbers.values()] == [2, 1, 2]
+    # It waits, ever longer, until the object can be read again.
+    pauses = []
+    for _ in range(3):
+        with pytest.raises(Unavailable) as error:
+            attempt(store, put, alone, 1, failing)
+        assert (error.value.reason, error.value.dependency) == (OBJECT_UNREADABLE, "")
+        pauses.append(error.value.retry_after)
+        (alone,) = payloads(attempt(store, put, alone, 2, failing))
+    assert pauses == [1.0, 2.0, 4.0]
+    assert store.open_faults() == []
+    attempt(store, put, alone, 1)
+    assert store.tape_files() == {others.key, alone.key}
+    assert len(store.tiers(numbers["/data/1"])) == 2
+
+
+def test_a_store_that_reads_nothing_is_no_fault_of_one_object(store: TapeStore) -> None:
+    put, numbers = store.put(contents(1000, 200_000))
+    task = claimed(store, put)
+    keys = [blob.key for blob in store.cache_blobs(*numbers.values())]
+    with pytest.raises(Unavailable) as error:
+        attempt(store, put, task, 1, store.with_(cache=FailingCache(store.cache, *keys)))
+    assert (error.value.reason, error.value.dependency) == (OBJECT_STORE_FAILED, CACHE)
+    (again,) = payloads(attempt(store, put, task, 2))
+    assert [one.id for one in again.sources] == [one.id for one in task.sources]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +13,16 @@ from typing import Any
 import pytest
 
 from nearline.type.v1 import storage_pb2, task_pb2
+from nearline.type.v1.storage_pb2 import Blob
+from nearline.type.v1.task_pb2 import Task
 from nearline_client import names
+from services.kit.errors import Unavailable
+from services.kit.faults import OBJECT_UNREADABLE
+from services.kit.jobs import Done
+from services.kit.objecterrors import CACHE, OBJECT_STORE_FAILED, from_code
 from services.transfer import download as downloading
 from services.transfer.credentials import Credentials
-from services.transfer.download import download
+from services.transfer.download import UNREADABLE_ATTEMPTS, download
 from services.transfer.userfs import UserFs
 
 ROOT = os.geteuid() == 0
@@ -25,12 +31,17 @@ CONTENT = b"precious"
 
 
 class Cache:
-    """Holds one object, and hands it out damaged the first ``bad`` times."""
+    """Holds one object, and hands it out damaged the first ``bad`` times.
 
-    def __init__(self, bad: int) -> None:
-        self.bad = bad
+    Of the keys in ``failing`` none can be read.
+    """
+
+    def __init__(self, bad: int, failing: Container[str] = ()) -> None:
+        self.bad, self.failing = bad, failing
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
+        if key in self.failing:
+            raise from_code("InternalError", 500, key)
         self.bad -= 1
         return CONTENT[start : start + length] if self.bad < 0 else bytes(length)
 
@@ -39,9 +50,9 @@ class Cache:
 
 
 class Catalog:
-    """Knows one file in the cache, and what was said against its copy."""
+    """Knows one file in the cache, another blob, and what was said against copies."""
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, tiers: Sequence[Blob.Tier.ValueType] = (Blob.CACHE,)) -> None:
         attributes = storage_pb2.Attributes(
             type=storage_pb2.Attributes.FILE, size=len(CONTENT), mode=0o644, uid=USER.uid
         )
@@ -51,15 +62,17 @@ class Catalog:
             attributes=attributes,
             digest=hashlib.sha256(CONTENT).digest(),
             slices=[
-                storage_pb2.Slice(
-                    tier=storage_pb2.Blob.CACHE, blob_id=5, key="k", length=len(CONTENT)
-                )
+                storage_pb2.Slice(tier=tier, blob_id=4 + tier, key="k", length=len(CONTENT))
+                for tier in tiers
             ],
         )
         self.faults: list[int] = []
 
     def files(self, _: Any) -> list[storage_pb2.StoredFile]:
         return [self.file]
+
+    def blobs(self, _: Any) -> list[Blob]:
+        return [Blob(id=5, key="k"), Blob(id=7, key="other")]
 
     def report_fault(self, blob: int, files: list[int], reason: str) -> None:
         self.faults.append(blob)
@@ -75,30 +88,45 @@ def home() -> Iterator[bytes]:
         yield home
 
 
-Failed = list[tuple[str, str, str]]
+class Failed(list[tuple[str, str, str]]):
+    """Path, code and reason of each."""
 
 
 def restore(home: bytes, cache: Cache, target: bytes = b"") -> tuple[int, Catalog, Failed]:
     """Files restored, the catalog with the blobs reported, and what failed."""
-    catalog = Catalog(home + b"/f")
+    catalog, failed = Catalog(home + b"/f"), Failed()
+    done = attempt(home, cache, catalog, failed, target=target)
+    return done.files_done, catalog, failed
+
+
+def attempt(
+    home: bytes,
+    cache: Cache,
+    catalog: Catalog,
+    failed: Failed | None = None,
+    number: int = 1,
+    target: bytes = b"",
+) -> Done:
+    """What becomes of attempt ``number``."""
     context = SimpleNamespace(
         catalog=catalog,
         cache=cache,
         serving=lambda job, target: UserFs([home]).serving(USER, target or None),
     )
-    failed: Failed = []
     ctx = SimpleNamespace(
-        files_at_stake=0, check=lambda: None, progress=lambda **_: None, failures=failed.extend
+        files_at_stake=0,
+        check=lambda: None,
+        progress=lambda **_: None,
+        failures=[].extend if failed is None else failed.extend,
     )
     task = task_pb2.FilesTask(files=[storage_pb2.IdRange(first=1, count=1)])
     options = task_pb2.GetOptions(target=names.encode(target))
     job: Any = SimpleNamespace(
-        attempt=1,
+        attempt=number,
         payload=task.SerializeToString(),
         transaction=SimpleNamespace(options=options.SerializeToString()),
     )
-    done = download(context, job, ctx)  # type: ignore[arg-type]
-    return done.files_done, catalog, failed
+    return download(context, job, ctx)  # type: ignore[arg-type]
 
 
 def run(home: bytes, bad: int) -> tuple[int, list[int]]:
@@ -133,3 +161,50 @@ def test_a_failure_names_the_place_that_could_not_be_written(home: bytes) -> Non
     ((path, code, reason),) = failed
     assert (done, path, code) == (0, catalog.file.path, "PERMISSION_DENIED")
     assert reason.endswith(f"(EACCES): {names.encode(target)}{path}")
+
+
+# -- what the store fails to read
+
+
+def test_an_object_that_alone_cannot_be_read_comes_from_tape(home: bytes) -> None:
+    catalog = Catalog(home + b"/f", (Blob.CACHE, Blob.TAPE))
+    cache = Cache(0, failing={"k"})
+    with pytest.raises(Unavailable) as early:
+        attempt(home, cache, catalog, number=UNREADABLE_ATTEMPTS - 1)
+    assert (early.value.reason, early.value.dependency) == (OBJECT_UNREADABLE, "")
+    assert not catalog.faults
+    done = attempt(home, cache, catalog, number=UNREADABLE_ATTEMPTS)
+    (follow_up,) = done.follow_ups
+    assert (follow_up.kind, follow_up.files, done.files_done) == (Task.RESOLVE, 1, 0)
+    assert catalog.faults == [5]
+
+
+def test_an_object_that_has_no_other_copy_is_waited_for(home: bytes) -> None:
+    catalog = Catalog(home + b"/f")
+    with pytest.raises(Unavailable) as error:
+        attempt(home, Cache(0, failing={"k"}), catalog, number=100)
+    assert (error.value.reason, error.value.dependency) == (OBJECT_UNREADABLE, "")
+    assert not catalog.faults
+
+
+def test_a_store_that_reads_nothing_is_no_fault_of_one_object(home: bytes) -> None:
+    catalog = Catalog(home + b"/f", (Blob.CACHE, Blob.TAPE))
+    with pytest.raises(Unavailable) as error:
+        attempt(home, Cache(0, failing={"k", "other"}), catalog, number=100)
+    assert (error.value.reason, error.value.dependency) == (OBJECT_STORE_FAILED, CACHE)
+    assert not catalog.faults
+
+
+def test_an_object_that_cannot_be_read_holds_up_no_other_file(home: bytes) -> None:
+    catalog = Catalog(home + b"/f")
+    other = storage_pb2.StoredFile()
+    other.CopyFrom(catalog.file)
+    other.id, other.path = 2, names.encode(home + b"/g")
+    other.slices[0].blob_id, other.slices[0].key = 7, "other"
+    catalog.files = lambda _: [catalog.file, other]  # type: ignore[method-assign]
+    done = attempt(home, Cache(0, failing={"k"}), catalog)
+    assert (done.files_done, os.listdir(home)) == (1, [b"g"])
+    (follow_up,) = done.follow_ups
+    payload = task_pb2.FilesTask.FromString(follow_up.payload)
+    assert (follow_up.kind, follow_up.files) == (Task.DOWNLOAD, 1)
+    assert list(payload.files) == [storage_pb2.IdRange(first=1, count=1)]

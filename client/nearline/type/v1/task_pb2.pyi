@@ -440,12 +440,15 @@ class TapeBlobTask(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     SILENT_POLLS_FIELD_NUMBER: _builtins.int
+    TAKE_OVERS_FIELD_NUMBER: _builtins.int
     blob_id: _builtins.int
     """Number of the tape blob."""
     key: _builtins.str
     """Key of the tape blob."""
     silent_polls: _builtins.int
     """Polls in a row that found no such file at the endpoint (CONFIRM only)."""
+    take_overs: _builtins.int
+    """Attempts that were taken over since the task was made: pauses grow with them (ARCHIVE only)."""
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[_storage_pb2.Blob]:
         """Cache blobs that the aggregate is made of, in this order: number, format, key and size (ARCHIVE only)."""
@@ -457,10 +460,11 @@ class TapeBlobTask(_message.Message):
         key: _builtins.str = ...,
         sources: _abc.Iterable[_storage_pb2.Blob] | None = ...,
         silent_polls: _builtins.int = ...,
+        take_overs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "key", b"key", "silent_polls", b"silent_polls", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_id", b"blob_id", "key", b"key", "silent_polls", b"silent_polls", "sources", b"sources", "take_overs", b"take_overs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
