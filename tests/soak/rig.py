@@ -37,6 +37,7 @@ _PORTS = {"seaweed": "seaweed-s3"}
 _SIZES = {"target": 256 * MIB, "cache": 4096 * MIB, "tape": 6144 * MIB}
 # So little is left on a full disk.
 _ROOM = 64 << 10
+_FILL_TRIES = 20
 _RECONCILE_SECONDS = 120.0
 
 # A client that is told soon, and asks again by itself: the traffic wants to see what is answered.
@@ -69,10 +70,16 @@ class Disk:
         _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
 
     def fill(self) -> None:
-        """Leave next to no room."""
-        info = os.statvfs(self.place)
-        used = (info.f_blocks - info.f_bfree) * info.f_frsize
-        _mount("-o", f"remount,size={used + _ROOM}", str(self.place))
+        """Leave next to no room. Raises StackError when too much is written meanwhile."""
+        for tries_left in reversed(range(_FILL_TRIES)):
+            info = os.statvfs(self.place)
+            used = (info.f_blocks - info.f_bfree) * info.f_frsize
+            try:
+                _mount("-o", f"remount,size={used + _ROOM}", str(self.place))
+                return
+            except StackError:
+                if not tries_left:
+                    raise
 
     def free(self) -> None:
         """Give all the room back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,19 @@ def test_a_wrong_checksum_is_refused(s3: S3Store) -> None:
         s3.client.put_object(Bucket=s3.bucket, Key="key", Body=b"body", ChecksumCRC32="AAAAAA==")
 
 
-def test_acknowledged_objects_survive_kill_9(tmp_path: Path) -> None:
+def _tear_the_indexes(server: Seaweed) -> None:
+    """As a write that found no room leaves them: half an entry is there."""
+    indexes = [path for path in server.directory.glob("*.idx") if path.stat().st_size]
+    assert indexes
+    for index in indexes:
+        with index.open("ab") as stream:
+            stream.write(bytes(5))
+
+
+@pytest.mark.parametrize("harm", [lambda _: None, _tear_the_indexes], ids=["none", "torn"])
+def test_acknowledged_objects_survive_kill_9(
+    tmp_path: Path, harm: Callable[[Seaweed], None]
+) -> None:
     supervisor = Supervisor(tmp_path)
     server = Seaweed(tmp_path / "seaweed", Ports(tmp_path / "ports.json"))
     client, bucket = server.store.client, server.store.bucket
@@ -40,6 +53,7 @@ def test_acknowledged_objects_survive_kill_9(tmp_path: Path) -> None:
             client.put_object(Bucket=bucket, Key=f"key-{number}", Body=bytes([number]) * 1000)
         supervisor.kill("seaweed", signal.SIGKILL)
         supervisor.wait_gone("seaweed")
+        harm(server)
         supervisor.start(server.prepare())
         bodies = [
             client.get_object(Bucket=bucket, Key=f"key-{n}")["Body"].read() for n in range(20)
