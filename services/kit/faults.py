@@ -16,7 +16,12 @@ from nearline.type.v1 import storage_pb2
 from services.kit.catalogclient import Blob, CatalogClient, in_batches
 from services.kit.errors import NotFound, Unavailable
 from services.kit.jobs import PathFailure
-from services.kit.objecterrors import OBJECT_STORE_FAILED, OBJECT_STORE_UNREACHABLE
+from services.kit.objecterrors import (
+    LENGTH,
+    OBJECT_STORE_FAILED,
+    OBJECT_STORE_UNREACHABLE,
+    OFFSET,
+)
 from services.kit.objectstore import ObjectStore
 
 _SECOND_LOOK_SECONDS = 1.0
@@ -90,6 +95,16 @@ def unreadable(
         retry_after=_READ_AGAIN_SECONDS,
         key=key,
     )
+
+
+def is_readable(cache: ObjectStore, error: Unavailable) -> bool:
+    """Whether the read that failed with ``error`` succeeds by now: a network may have come back."""
+    of = error.metadata
+    try:
+        cache.get_range(of["key"], int(of[OFFSET]), int(of[LENGTH]))
+    except (NotFound, Unavailable):
+        return False
+    return True
 
 
 def witnesses(catalog: CatalogClient, tier: Blob.Tier.ValueType, blob_id: int) -> list[str]:

@@ -25,6 +25,8 @@ from services.kit.errors import NearlineError, NotFound, ResourceExhausted
 from services.kit.memory import give_back
 from services.kit.objecterrors import (
     BROKEN_BODY,
+    LENGTH,
+    OFFSET,
     UPLOAD_GONE,
     from_code,
     translated,
@@ -120,13 +122,17 @@ class ObjectStore:
         """Exactly ``length`` bytes from ``offset``, in one piece of memory."""
         if not length:
             return b""
-        with translated(key):
-            for _ in range(_ATTEMPTS - 1):
-                try:
-                    return self._get(key, offset, length)
-                except BROKEN_BODY:
-                    continue
-            return self._get(key, offset, length)
+        try:
+            with translated(key):
+                for _ in range(_ATTEMPTS - 1):
+                    try:
+                        return self._get(key, offset, length)
+                    except BROKEN_BODY:
+                        continue
+                return self._get(key, offset, length)
+        except NearlineError as error:
+            error.metadata |= {OFFSET: str(offset), LENGTH: str(length)}
+            raise
 
     def stream(
         self, key: str, offset: int, length: int, *, chunk: int = 8 * MIB, readahead: int = 2

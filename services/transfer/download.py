@@ -15,7 +15,7 @@ from services.kit import spans
 from services.kit.batches import cost
 from services.kit.catalogclient import Blob
 from services.kit.errors import NotFound, Unavailable
-from services.kit.faults import gone, unreadable
+from services.kit.faults import gone, is_readable, unreadable
 from services.kit.jobs import Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
 from services.transfer.entries import Metadata
@@ -253,7 +253,8 @@ class _Download:
         trouble = unreadable(catalog, self._context.cache, blob, error)
         files = [piece.file for piece in run]
         safe = [file for file in files if any(one.tier == Blob.TAPE for one in file.slices)]
-        if safe and self._attempt >= UNREADABLE_ATTEMPTS:
+        has_failed = self._attempt >= UNREADABLE_ATTEMPTS
+        if safe and has_failed and not is_readable(self._context.cache, error):
             log.error("cache_object_unreadable", blob=blob, why=trouble.message)
             catalog.report_fault(blob, [file.id for file in safe], trouble.message)
             self._again += safe

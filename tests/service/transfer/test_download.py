@@ -19,7 +19,7 @@ from nearline_client import names
 from services.kit.errors import Unavailable
 from services.kit.faults import OBJECT_UNREADABLE
 from services.kit.jobs import Done
-from services.kit.objecterrors import CACHE, OBJECT_STORE_FAILED, from_code
+from services.kit.objecterrors import CACHE, LENGTH, OBJECT_STORE_FAILED, OFFSET, from_code
 from services.transfer import download as downloading
 from services.transfer.credentials import Credentials
 from services.transfer.download import UNREADABLE_ATTEMPTS, download
@@ -41,7 +41,9 @@ class Cache:
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         if key in self.failing:
-            raise from_code("InternalError", 500, key)
+            error = from_code("InternalError", 500, key)
+            error.metadata |= {OFFSET: str(start), LENGTH: str(length)}
+            raise error
         self.bad -= 1
         return CONTENT[start : start + length] if self.bad < 0 else bytes(length)
 
@@ -177,6 +179,23 @@ def test_an_object_that_alone_cannot_be_read_comes_from_tape(home: bytes) -> Non
     (follow_up,) = done.follow_ups
     assert (follow_up.kind, follow_up.files, done.files_done) == (Task.RESOLVE, 1, 0)
     assert catalog.faults == [5]
+
+
+def test_an_object_that_can_be_read_by_now_is_no_fault(home: bytes) -> None:
+    class Back(Cache):
+        """A network that comes back when others are looked at."""
+
+        def get_range(self, key: str, start: int, length: int) -> bytes:
+            try:
+                return super().get_range(key, start, length)
+            finally:
+                if key == "other":
+                    self.failing = ()
+
+    catalog = Catalog(home + b"/f", (Blob.CACHE, Blob.TAPE))
+    with pytest.raises(Unavailable):
+        attempt(home, Back(0, failing={"k"}), catalog, number=100)
+    assert not catalog.faults
 
 
 def test_an_object_that_has_no_other_copy_is_waited_for(home: bytes) -> None:
