@@ -109,9 +109,13 @@ class JobContext:
     """
 
     def __init__(
-        self, lease: monitor_pb2.Lease, send: Callable[[monitor_pb2.WorkRequest], None]
+        self,
+        lease: monitor_pb2.Lease,
+        send: Callable[[monitor_pb2.WorkRequest], None],
+        give_way: Callable[[], None] = lambda: None,
     ) -> None:
         self.files_at_stake = 0
+        self._give_way = give_way
         self._lease = lease
         self._send = send
         self._lock = threading.Lock()
@@ -148,7 +152,11 @@ class JobContext:
         self._named = counted
 
     def check(self) -> None:
-        """Raise JobCancelled when the work is of no more use; call it every second or so."""
+        """Raise JobCancelled when the work is of no more use; call it every second or so.
+
+        May pause for a moment, where other work comes first.
+        """
+        self._give_way()
         if self._reason is not None:
             raise JobCancelled(self._reason)
 

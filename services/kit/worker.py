@@ -95,7 +95,7 @@ class Worker:
     is told, in the job's thread, how each job ended. ``grace`` is how many seconds running jobs may
     take to end by themselves once the worker is told to stop; then they are cancelled and handed
     back. ``reserved`` slots are left free by every single user; a ``small_only`` worker gets tasks
-    of at most a second.
+    of at most a second. ``give_way`` is called at each step of a job, and may pause it.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class Worker:
         grace: float = 20.0,
         reserved: int = 0,
         small_only: bool = False,
+        give_way: Callable[[], None] = lambda: None,
         worker_id: str | None = None,
     ) -> None:
         self._connect = connect
@@ -122,6 +123,7 @@ class Worker:
         self._paused = paused
         self._saw = saw
         self._grace = grace
+        self._give_way = give_way
         host = socket.gethostname()
         self._hello = WorkRequest.Hello(
             worker_id=worker_id or f"{service}@{host}:{os.getpid()}-{uuid.uuid4().hex[:8]}",
@@ -258,7 +260,8 @@ class Worker:
 
     def _start(self, assignment: WorkResponse.Assignment) -> None:
         lease = assignment.lease
-        run = _Run(lease, JobContext(lease, lambda r: self._from_thread(self._post, run, r)))
+        context = JobContext(lease, lambda r: self._from_thread(self._post, run, r), self._give_way)
+        run = _Run(lease, context)
         self._runs[_key(lease)] = run
         self._idle.clear()
         is_paused = assignment.kind in self._paused()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, MutableMapping
 
 import psycopg2.errors
 
@@ -17,8 +17,13 @@ from services.kit.db import Database
 from services.monitor import leases
 from services.monitor.leases import Leased, Registration, Taken
 
+Vain = MutableMapping[int, int]
+"""Kinds at which a stream has looked and found only what others may take, and when that was."""
+
 _REMEMBERED = 2000
 _CONFLICT_SECONDS = 0.05
+# Workers for small tasks look first: elsewhere a small task shares its process with large ones.
+_AFTER_SMALL_SECONDS = 0.02
 
 
 class Dispatcher:
@@ -31,6 +36,7 @@ class Dispatcher:
         self._generation: Counter[int] = Counter()
         self._hinted = asyncio.Event()
         self._rotation = 0
+        self._small_waiting = 0
         self._specs: OrderedDict[int, monitor_pb2.TransactionSpec] = OrderedDict()
 
     def hint(self, kinds: Iterable[int]) -> None:
@@ -42,22 +48,30 @@ class Dispatcher:
             self.stir()
 
     async def take(
-        self, stream: Registration, wanted: Callable[[], Collection[int]], most: int
+        self,
+        stream: Registration,
+        wanted: Callable[[], Collection[int]],
+        most: int,
+        vain: Vain,
     ) -> list[Leased]:
         """Wait for ready tasks of the kinds that are ``wanted`` at the time; lease up to ``most``.
 
+        ``vain`` is the stream's own; it forgets it when it may have more of some user's tasks.
         Raises leases.SupersededError when the worker has a newer stream.
         """
-        while True:
-            while not self._hints.intersection(wanted()):
-                await self._hinted.wait()
-            stirred = self._hinted
-            async with self._turn:
-                taken = await self._lease(stream, wanted(), most)
-            if taken.leased:
-                return taken.leased
-            if taken.held_back:
-                await stirred.wait()
+        self._small_waiting += stream.small_only
+        try:
+            while True:
+                while not self._promising(wanted(), vain):
+                    await self._hinted.wait()
+                if self._small_waiting and not stream.small_only:
+                    await asyncio.sleep(_AFTER_SMALL_SECONDS)
+                async with self._turn:
+                    taken = await self._lease(stream, wanted(), most, vain)
+                if taken.leased:
+                    return taken.leased
+        finally:
+            self._small_waiting -= stream.small_only
 
     async def specs(self, leased: Iterable[Leased]) -> dict[int, monitor_pb2.TransactionSpec]:
         """The requests that tasks belong to, by number; those first met are shown as running."""
@@ -74,12 +88,22 @@ class Dispatcher:
         return found
 
     def stir(self) -> None:
-        """Have streams look again that may not have more of those whose tasks are ready."""
+        """Have streams look again whose ``vain`` has changed."""
         self._hinted.set()
         self._hinted = asyncio.Event()
 
-    async def _lease(self, stream: Registration, kinds: Collection[int], most: int) -> Taken:
-        wanted = self._in_turn(self._hints.intersection(kinds))
+    def _promising(self, kinds: Collection[int], vain: Vain) -> set[int]:
+        """Those of ``kinds`` of which something may be ready that was not there at the last look.
+
+        Every look takes the turn of all streams, so none is for nothing where that is known.
+        """
+        hinted = self._hints.intersection(kinds)
+        return {kind for kind in hinted if vain.get(kind) != self._generation[kind]}
+
+    async def _lease(
+        self, stream: Registration, kinds: Collection[int], most: int, vain: Vain
+    ) -> Taken:
+        wanted = self._in_turn(self._promising(kinds, vain))
         before = Counter({kind: self._generation[kind] for kind in wanted})
         if not wanted:
             return Taken()
@@ -89,6 +113,8 @@ class Dispatcher:
             # Another replica leased a task of the same key just now; its end is seen next time.
             await asyncio.sleep(_CONFLICT_SECONDS)
             return Taken()
+        if taken.held_back and not taken.leased:
+            vain.update(before)
         self._hints -= {kind for kind in taken.empty if self._generation[kind] == before[kind]}
         return taken
 

@@ -24,7 +24,7 @@ from services.kit.jobs import seconds
 from services.monitor import leases, rules
 from services.monitor.book import Report, report_of
 from services.monitor.config import LedgerConfig
-from services.monitor.dispatch import Dispatcher
+from services.monitor.dispatch import Dispatcher, Vain
 from services.monitor.leases import Held, Lease, Leased, Registration, SupersededError
 from services.monitor.results import record
 
@@ -79,6 +79,7 @@ class Stream:
         self.registration = registration
         self._database = database
         self._dispatcher = dispatcher
+        self._vain: Vain = {}
         self._config = config
         self._kinds = frozenset(hello.kinds)
         self._paused: frozenset[int] = frozenset()
@@ -185,6 +186,7 @@ class Stream:
                 self._held.pop(lease, None)
                 self._revoked.discard(lease)
         if self.registration.most_of_one is not None:
+            self._vain.clear()
             self._dispatcher.stir()
 
     async def _feed(self) -> None:
@@ -194,7 +196,7 @@ class Stream:
                 self._credited.clear()
                 await self._credited.wait()
             most = min(self._credit, _MOST_LEASES)
-            leased = await self._dispatcher.take(self.registration, self._wanted, most)
+            leased = await self._dispatcher.take(self.registration, self._wanted, most, self._vain)
             self._credit -= len(leased)
             self._held.update({(task.task_id, task.token): task.txn for task in leased})
             specs = await self._dispatcher.specs(leased)

@@ -19,10 +19,11 @@ from services.kit.worker import Worker, schedule
 from services.kit.working import Watchdog, work
 from services.transfer.config import TransferConfig
 from services.transfer.context import Context, PathLists
+from services.transfer.courtesy import GiveWay, SmallWork, processors_are_busy
 from services.transfer.directories import finish_directories
 from services.transfer.download import download
 from services.transfer.evict import evict
-from services.transfer.processes import die_with_parent
+from services.transfer.processes import die_with_parent, small_work
 from services.transfer.resolve import resolve
 from services.transfer.scan import scan
 from services.transfer.tidy import tidy
@@ -72,6 +73,21 @@ def _per_file(
     return failing_each(handler, files_of, catalog) if files_of else handler
 
 
+def _works(context: Context) -> dict[task_pb2.Task.Kind.ValueType, Handler]:
+    return {
+        kind: _per_file(kind, partial(handler, context), context.catalog)
+        for kind, handler in _HANDLERS.items()
+    }
+
+
+def _small(handler: Handler, small: SmallWork) -> Handler:
+    def run(job: Job, ctx: JobContext) -> Outcome:
+        with small.going_on():
+            return handler(job, ctx)
+
+    return run
+
+
 def run(config: TransferConfig, *, small_only: bool = False) -> None:
     """Work for the ledger until told to stop, or until the service that started this ends."""
     die_with_parent()
@@ -90,6 +106,7 @@ async def _run(config: TransferConfig, small_only: bool) -> None:
         cache=cache,
         users=UserFs(map(os.fsencode, config.posix.roots), config.posix.min_uid),
     )
+    small = small_work()
     slots = config.small_slots if small_only else config.slots
     watchdog = Watchdog(
         {
@@ -103,13 +120,14 @@ async def _run(config: TransferConfig, small_only: bool) -> None:
         lambda: aio_channel(config.monitor),
         service="transfer",
         handlers={
-            kind: _per_file(kind, partial(handler, context), context.catalog)
-            for kind, handler in _HANDLERS.items()
+            kind: _small(work, small) if small_only else work
+            for kind, work in _works(context).items()
             if kind in _OF_USERS or not small_only
         },
         slots=slots,
         reserved=slots - 1 if small_only else min(1, slots - 1),
         small_only=small_only,
+        give_way=(lambda: None) if small_only else GiveWay(small, processors_are_busy),
         schedules=[schedule("evict", Task.EVICT, config.evict.every_seconds)],
         trouble=watchdog.trouble,
         paused=watchdog.paused,

@@ -10,9 +10,12 @@ from contextlib import suppress
 
 import structlog
 
+from services.transfer.courtesy import SmallWork
+
 log = structlog.get_logger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_SHARED = "NEARLINE_SMALL_WORK_FD"
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 30.0
 _HEALTHY_SECONDS = 60.0
 
@@ -22,6 +25,7 @@ class Processes:
 
     def __init__(self, commands: Sequence[list[str]], grace: float) -> None:
         self._commands = commands
+        self._shared = SmallWork.make()
         self._grace = grace
         self._running: set[asyncio.subprocess.Process] = set()
         self._keepers: list[asyncio.Task[None]] = []
@@ -58,7 +62,11 @@ class Processes:
         loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE
         while not self._stopping:
             started = loop.time()
-            process = await asyncio.create_subprocess_exec(*command)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                pass_fds=[self._shared],
+                env={**os.environ, _SHARED: str(self._shared)},
+            )
             self._running.add(process)
             code = await process.wait()
             self._running.discard(process)
@@ -74,6 +82,11 @@ def worker_command(name: str) -> list[str]:
     """How to start the command ``name`` with the configuration that this process was given."""
     arguments = [argument for argument in sys.argv[1:] if argument != "serve"]
     return [sys.executable, "-m", "services.transfer", name, *arguments]
+
+
+def small_work() -> SmallWork:
+    """What this worker process shares with the others of its service."""
+    return SmallWork(int(os.environ.get(_SHARED) or SmallWork.make()))
 
 
 def die_with_parent() -> None:

@@ -61,10 +61,10 @@ class _Upload:
 
     def _store_packs(self, files: deque[StoredFile]) -> None:
         while files:
-            self._ctx.check()
             # One change of identity a pack: it costs as much as reading a small file.
             with self._user.acting():
                 while files and self._pack.fits(files[0].attributes.size):
+                    self._ctx.check()
                     self._add(files.popleft())
             if self._pack:
                 self._store_pack()
