@@ -124,9 +124,12 @@ class Seaweed:
         volume, and none of its objects can be read.
         """
         for index in self.directory.glob("*.idx"):
-            size = index.stat().st_size
-            if size % _INDEX_ENTRY:
-                os.truncate(index, size - size % _INDEX_ENTRY)
+            # Another user's directory: nothing is done through a link in it.
+            fd = os.open(index, os.O_RDWR | os.O_NOFOLLOW)
+            with open(fd, "r+b") as file:
+                size = os.fstat(fd).st_size
+                if size % _INDEX_ENTRY:
+                    file.truncate(size - size % _INDEX_ENTRY)
 
     def _options(self) -> tuple[str, ...]:
         ports = (f"-{role}.port={port}" for role, port in self._ports.items())

@@ -22,11 +22,12 @@ from services.kit.objecterrors import (
     OBJECT_STORE_UNREACHABLE,
     OFFSET,
 )
-from services.kit.objectstore import ObjectStore
+from services.kit.objectstore import HEALTH_KEY, ObjectStore
 
 _SECOND_LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 60.0
 _READ_AGAIN_SECONDS = 5.0
+_THIRD_LOOK_SECONDS = 5.0
 _NEIGHBOURS, _WITNESSES = 500, 8
 _BATCH = 1000
 _READABLE = {
@@ -85,8 +86,8 @@ def unreadable(
     """
     if error.reason not in _FAILED_READS:
         raise error
-    others = witnesses(catalog, Blob.CACHE, blob_id)
-    if not any(_is_read(cache, other) for other in others):
+    others = witnesses(catalog, Blob.CACHE, blob_id) or [HEALTH_KEY]
+    if not any(can_read(cache, other) for other in others):
         raise error
     key = error.metadata.get("key", "")
     return Unavailable(
@@ -97,12 +98,35 @@ def unreadable(
     )
 
 
-def is_readable(cache: ObjectStore, error: Unavailable) -> bool:
-    """Whether the read that failed with ``error`` succeeds by now: a network may have come back."""
+def require_unreadable(
+    catalog: CatalogClient, cache: ObjectStore, blob_id: int, error: Unavailable
+) -> None:
+    """Return when the read that failed with ``error`` fails again later, and only that.
+
+    Raises Unavailable otherwise: the network, or a part of the store, may be coming back.
+    """
+    time.sleep(_THIRD_LOOK_SECONDS)
     of = error.metadata
     try:
         cache.get_range(of["key"], int(of[OFFSET]), int(of[LENGTH]))
-    except (NotFound, Unavailable):
+    except Unavailable as again:
+        unreadable(catalog, cache, blob_id, again)
+    else:
+        raise error
+
+
+def can_read(cache: ObjectStore, key: str) -> bool:
+    """Whether an object's first byte can be read.
+
+    Raises Unavailable when the store does not answer at all: asking for more would take minutes.
+    """
+    try:
+        cache.get_range(key, 0, 1)
+    except NotFound:
+        return False
+    except Unavailable as error:
+        if error.reason != OBJECT_STORE_FAILED:
+            raise
         return False
     return True
 
@@ -163,18 +187,5 @@ def _exists(cache: ObjectStore, key: str) -> bool:
     try:
         cache.head(key)
     except NotFound:
-        return False
-    return True
-
-
-def _is_read(cache: ObjectStore, key: str) -> bool:
-    """Raises Unavailable when the store does not answer at all: asking on would take minutes."""
-    try:
-        cache.get_range(key, 0, 1)
-    except NotFound:
-        return False
-    except Unavailable as error:
-        if error.reason != OBJECT_STORE_FAILED:
-            raise
         return False
     return True

@@ -107,14 +107,17 @@ class Dispatcher:
         before = Counter({kind: self._generation[kind] for kind in wanted})
         if not wanted:
             return Taken()
+        # Noted before the look, so that the stream can forget it while the look goes on.
+        vain.update(before)
         try:
             taken = await self._database.write(leases.lease, stream, wanted, most)
         except psycopg2.errors.UniqueViolation:
             # Another replica leased a task of the same key just now; its end is seen next time.
             await asyncio.sleep(_CONFLICT_SECONDS)
-            return Taken()
-        if taken.held_back and not taken.leased:
-            vain.update(before)
+            taken = Taken()
+        if taken.leased or not taken.held_back:
+            for kind in wanted:
+                vain.pop(kind, None)
         self._hints -= {kind for kind in taken.empty if self._generation[kind] == before[kind]}
         return taken
 

@@ -18,7 +18,7 @@ from services.monitor import rules, transactions
 log = structlog.get_logger(__name__)
 
 # What changed is read for all watchers together, in a fifth of the time at most.
-_PAUSE_PER_READ, _LONGEST_PAUSE = 4.0, 0.5
+_PAUSE_PER_READ, _SHORTEST_PAUSE, _LONGEST_PAUSE = 4.0, 0.01, 0.5
 # How often one watcher is told of changes that are not the end.
 _TELL_SECONDS = 0.5
 # For what no notification tells: workers that come and go, times that draw near.
@@ -110,7 +110,7 @@ class Watchers:
                 start = clock()
                 await self._publish()
                 pause = (clock() - start) * _PAUSE_PER_READ
-                await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+                await asyncio.sleep(min(max(pause, _SHORTEST_PAUSE), _LONGEST_PAUSE))
         finally:
             refreshing.cancel()
 
@@ -131,6 +131,7 @@ class Watchers:
             found = await self._database.read(transactions.fetch, seqs)
         except NearlineError as error:
             log.warning("watch_late", why=error.message)
+            await asyncio.sleep(_LONGEST_PAUSE)
             self.changed(seqs)
             return
         for seq, latest in found.items():

@@ -15,7 +15,7 @@ from nearline.type.v1 import storage_pb2, task_pb2, transaction_pb2
 from services.kit import crash, paxtar
 from services.kit.catalogclient import Blob, Member
 from services.kit.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
-from services.kit.faults import Gone, gone, unreadable
+from services.kit.faults import Gone, can_read, gone, unreadable
 from services.kit.jobs import Deferred, Done, Job, JobContext, new_task
 from services.tape.aggregate import Layout, Placed, Section, lay_out
 from services.tape.context import Context
@@ -98,6 +98,7 @@ def release(context: Context, blob_id: int) -> bool:
     except FailedPrecondition:
         log.info("claim_sealed_meanwhile", blob=blob_id)
         return False
+    crash.point("tape.archive.released")
     return True
 
 
@@ -203,7 +204,6 @@ def _take_over(context: Context, job: Job, task: task_pb2.TapeBlobTask) -> Done:
         return _recorded(context, task)
     if state == Blob.WRITING and not release(context, task.blob_id):
         return _recorded(context, task)
-    crash.point("tape.archive.released")
     context.tape.remove(task.key)
     # The same key for every attempt of this task: a repeat must not claim once more.
     again = _claim_again(
@@ -232,22 +232,26 @@ def _claim_again(
 
 
 def _apart(context: Context, job: Job, task: task_pb2.TapeBlobTask, failing: SourceFailing) -> Done:
-    """Archive a source that alone cannot be read on its own, so that it holds up no others.
+    """Archive sources that alone cannot be read on their own, so that they hold up no others.
 
-    Raises Unavailable when it is on its own already, or the store as a whole does not work.
+    Raises Unavailable when they are on their own already, or the store as a whole does not work.
     """
-    blob_id = failing.section.blob_id
-    trouble = unreadable(context.catalog, context.cache, blob_id, failing.error)
-    if len(task.sources) == 1:
+    section = failing.section
+    trouble = unreadable(context.catalog, context.cache, section.blob_id, failing.error)
+    others: list[Blob] = []
+    unread: list[Blob] = []
+    for source in task.sources:
+        good = source.id != section.blob_id and can_read(context.cache, source.key)
+        (others if good else unread).append(source)
+    if not others:
         trouble.retry_after = min(2.0 ** min(task.take_overs, 10), _LONGEST_PAUSE)
         raise trouble
-    log.error("cache_object_unreadable", blob=blob_id, why=trouble.message)
+    numbers = [source.id for source in unread]
+    log.error("cache_object_unreadable", blobs=numbers, why=trouble.message)
     if not release(context, task.blob_id):
         return _recorded(context, task)
-    alone = [source for source in task.sources if source.id == blob_id]
-    others = [source for source in task.sources if source.id != blob_id]
     tasks = _claim_again(context, job, others, f"{job.task_id}:others")
-    return Done(follow_ups=tasks + _claim_again(context, job, alone, f"{job.task_id}:alone"))
+    return Done(follow_ups=tasks + _claim_again(context, job, unread, f"{job.task_id}:unread"))
 
 
 def _write(

@@ -12,11 +12,14 @@ import mmap
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _SIZE = 8
+_SMALL_SECONDS = 1.0
+_REMEMBERED = 10_000
 # Who dies in the middle of small work holds nobody up for longer.
 _LONGEST_SECONDS = 1.0
 # From one small task of a request to its next one.
@@ -28,7 +31,10 @@ _PAUSE_PER_WORK = 3.0
 
 
 class SmallWork:
-    """When small work was last going on: a moment that the processes of a host share by ``fd``."""
+    """When small work was last going on: a moment that a service's processes share by ``fd``.
+
+    One process tells it, any number see it.
+    """
 
     def __init__(self, fd: int) -> None:
         self._until = memoryview(mmap.mmap(fd, _SIZE)).cast("d")
@@ -52,7 +58,7 @@ class SmallWork:
             self._add(-1)
 
     def is_going_on(self) -> bool:
-        """Whether some process has small work, or had until a moment ago."""
+        """Whether there is small work, begun within a second, or was until a moment ago."""
         return time.monotonic() < self._until[0]
 
     def _add(self, tasks: int) -> None:
@@ -85,6 +91,44 @@ class GiveWay:
 
 
 def processors_are_busy() -> bool:
-    """Whether there is no idle processor, the caller's own aside."""
-    running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
-    return running >= (os.cpu_count() or 1)
+    """Whether as many threads run on this host as this process has processors; False: not known."""
+    try:
+        load = Path("/proc/loadavg").read_text()
+    except OSError:
+        return False
+    return running(load) >= len(os.sched_getaffinity(0))
+
+
+def running(load: str) -> int:
+    """Threads that run or are ready to, the caller's included, by the text of /proc/loadavg."""
+    return int(load.split()[3].partition("/")[0])
+
+
+class Requests:
+    """Which requests are small: those that have taken little time so far. Thread-safe.
+
+    A task is small by itself; a large request of which many are small must not give way to itself.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._taken: OrderedDict[str, float] = OrderedDict()
+
+    def is_small(self, request: str) -> bool:
+        """Whether the tasks of ``request`` took less than a second in all."""
+        with self._lock:
+            return self._taken.get(request, 0.0) < _SMALL_SECONDS
+
+    @contextmanager
+    def timed(self, request: str) -> Iterator[None]:
+        """A task of ``request`` runs inside."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[request] = self._taken.get(request, 0.0) + self._clock() - start
+                self._taken.move_to_end(request)
+                while len(self._taken) > _REMEMBERED:
+                    self._taken.popitem(last=False)

@@ -15,7 +15,7 @@ from services.kit import spans
 from services.kit.batches import cost
 from services.kit.catalogclient import Blob
 from services.kit.errors import NotFound, Unavailable
-from services.kit.faults import gone, is_readable, unreadable
+from services.kit.faults import gone, require_unreadable, unreadable
 from services.kit.jobs import Done, Job, JobContext, new_task
 from services.transfer.context import Context, record_failure
 from services.transfer.entries import Metadata
@@ -35,7 +35,8 @@ RUN_BYTES = 8 << 20
 GAP_BYTES = 64 << 10
 """Bytes between two wanted slices that cost less to read than another request."""
 UNREADABLE_ATTEMPTS = 2
-"""Attempts, of several requests each, in vain while the store reads other objects: then tape."""
+"""In the first attempt the store may have been in trouble. From this one on an object that cannot
+be read, twice with a pause, while others can be, is read from tape."""
 
 
 class Damaged(Exception):
@@ -85,6 +86,7 @@ class _Download:
         self._again: list[StoredFile] = []
         self._failing: list[StoredFile] = []
         self._trouble: Unavailable | None = None
+        self._unread: set[int] = set()
         self._lost: Counter[str] = Counter()
         self._files = self._bytes = 0
 
@@ -93,7 +95,10 @@ class _Download:
         pieces = self._cached([file for file in files if file.attributes.size])
         for run in runs(pieces):
             self._ctx.check()
-            self._restore(run)
+            if run[0].slice.blob_id in self._unread:  # Each try of one may take a minute.
+                self._failing += [piece.file for piece in run]
+            else:
+                self._restore(run)
         if self._trouble is not None and len(self._failing) == len(files):
             raise self._trouble
         tasks = []
@@ -128,11 +133,15 @@ class _Download:
 
     def _restore(self, run: Sequence[Piece]) -> None:
         """Files of one blob that are read with one request, or one large file."""
+        differing: Sequence[Piece] = ()
         with self._reported(run):
             if len(run) == 1 and run[0].slice.length > RUN_BYTES:
                 self._stream(run[0])
             else:
-                self._write_run(run)
+                differing = self._write_run(run)
+        for piece in differing:
+            with self._reported([piece]):  # The others are restored and must not be again.
+                self._stream(piece)
 
     @contextmanager
     def _reported(self, run: Sequence[Piece]) -> Iterator[None]:
@@ -144,7 +153,8 @@ class _Download:
         except Unavailable as error:
             self._report_unreadable(run, error)
 
-    def _write_run(self, run: Sequence[Piece]) -> None:
+    def _write_run(self, run: Sequence[Piece]) -> list[Piece]:
+        """Write what is as it was stored; what is not, in this read."""
         start, end = run[0].slice.offset, _end(run)
         data = memoryview(self._context.cache.get_range(run[0].slice.key, start, end - start))
         damaged = []
@@ -156,9 +166,7 @@ class _Download:
                     self._write(piece.file, content)
                 else:
                     damaged.append(piece)
-        for piece in damaged:
-            with self._reported([piece]):  # The others are restored and must not be again.
-                self._stream(piece)
+        return damaged
 
     def _write(self, file: StoredFile, content: bytes | memoryview) -> None:
         """Put one file in its place, all at once. Its user's failures are recorded for the file."""
@@ -249,19 +257,21 @@ class _Download:
 
     def _report_unreadable(self, run: Sequence[Piece], error: Unavailable) -> None:
         """Have files of an object that alone cannot be read come from tape, the others wait."""
-        catalog, blob = self._context.catalog, run[0].slice.blob_id
-        trouble = unreadable(catalog, self._context.cache, blob, error)
-        files = [piece.file for piece in run]
-        safe = [file for file in files if any(one.tier == Blob.TAPE for one in file.slices)]
-        has_failed = self._attempt >= UNREADABLE_ATTEMPTS
-        if safe and has_failed and not is_readable(self._context.cache, error):
+        catalog, cache, blob = self._context.catalog, self._context.cache, run[0].slice.blob_id
+        trouble = unreadable(catalog, cache, blob, error)
+        safe = [piece.file for piece in run if _is_on_tape(piece.file)]
+        waiting = [piece.file for piece in run if not _is_on_tape(piece.file)]
+        if safe and self._attempt >= UNREADABLE_ATTEMPTS:
+            require_unreadable(catalog, cache, blob, error)
             log.error("cache_object_unreadable", blob=blob, why=trouble.message)
             catalog.report_fault(blob, [file.id for file in safe], trouble.message)
             self._again += safe
-            files = [file for file in files if file not in safe]
-        if files:
+        else:
+            waiting += safe
+        self._unread.add(blob)
+        if waiting:
             self._trouble = trouble
-            self._failing += files
+            self._failing += waiting
 
     def _report_damage(self, piece: Piece) -> None:
         blob, file = piece.slice.blob_id, piece.file
@@ -270,6 +280,10 @@ class _Download:
             blob, [file.id], "its bytes in the cache do not match its digest"
         )
         self._again.append(file)
+
+
+def _is_on_tape(file: StoredFile) -> bool:
+    return any(one.tier == Blob.TAPE for one in file.slices)
 
 
 def _task(kind: task_pb2.Task.Kind.ValueType, files: Sequence[StoredFile]) -> ledger.NewTask:

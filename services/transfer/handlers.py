@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 import uvloop
@@ -19,7 +20,12 @@ from services.kit.worker import Worker, schedule
 from services.kit.working import Watchdog, work
 from services.transfer.config import TransferConfig
 from services.transfer.context import Context, PathLists
-from services.transfer.courtesy import GiveWay, SmallWork, processors_are_busy
+from services.transfer.courtesy import (
+    GiveWay,
+    Requests,
+    SmallWork,
+    processors_are_busy,
+)
 from services.transfer.directories import finish_directories
 from services.transfer.download import download
 from services.transfer.evict import evict
@@ -80,9 +86,15 @@ def _works(context: Context) -> dict[task_pb2.Task.Kind.ValueType, Handler]:
     }
 
 
-def _small(handler: Handler, small: SmallWork) -> Handler:
+def _first(handler: Handler, small: SmallWork, requests: Requests) -> Handler:
+    """As ``handler``; large work gives way to it, if it is all of a small request."""
+
     def run(job: Job, ctx: JobContext) -> Outcome:
-        with small.going_on():
+        request = job.transaction.id
+        with ExitStack() as stack:
+            stack.enter_context(requests.timed(request))
+            if requests.is_small(request):
+                stack.enter_context(small.going_on())
             return handler(job, ctx)
 
     return run
@@ -106,7 +118,7 @@ async def _run(config: TransferConfig, small_only: bool) -> None:
         cache=cache,
         users=UserFs(map(os.fsencode, config.posix.roots), config.posix.min_uid),
     )
-    small = small_work()
+    small, requests = small_work(), Requests()
     slots = config.small_slots if small_only else config.slots
     watchdog = Watchdog(
         {
@@ -120,8 +132,8 @@ async def _run(config: TransferConfig, small_only: bool) -> None:
         lambda: aio_channel(config.monitor),
         service="transfer",
         handlers={
-            kind: _small(work, small) if small_only else work
-            for kind, work in _works(context).items()
+            kind: _first(handler, small, requests) if small_only else handler
+            for kind, handler in _works(context).items()
             if kind in _OF_USERS or not small_only
         },
         slots=slots,

@@ -110,15 +110,15 @@ def test_a_name_that_was_made_and_never_answered_for_is_given_up(store: TapeStor
 
 
 def test_an_object_that_alone_cannot_be_read_holds_up_no_other(store: TapeStore) -> None:
-    put, numbers = store.put(contents(1000, 200_000, 300_000))
+    put, numbers = store.put(contents(1000, 200_000, 300_000, 400_000))
     task = claimed(store, put)
-    (bad,) = store.cache_blobs(numbers["/data/1"])
-    failing = store.with_(cache=FailingCache(store.cache, bad.key))
+    bad = store.cache_blobs(numbers["/data/1"], numbers["/data/3"])
+    failing = store.with_(cache=FailingCache(store.cache, *(blob.key for blob in bad)))
     others, alone = payloads(attempt(store, put, task, 1, failing))
-    assert [one.id for one in alone.sources] == [bad.id]
+    assert [one.id for one in alone.sources] == [blob.id for blob in bad]
     attempt(store, put, others, 1, failing)
     assert store.tape_files() == {others.key}
-    assert [len(store.tiers(number)) for number in numbers.values()] == [2, 1, 2]
+    assert [len(store.tiers(number)) for number in numbers.values()] == [2, 1, 2, 1]
     # It waits, ever longer, until the object can be read again.
     pauses = []
     for _ in range(3):

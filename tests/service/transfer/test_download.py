@@ -16,6 +16,7 @@ from nearline.type.v1 import storage_pb2, task_pb2
 from nearline.type.v1.storage_pb2 import Blob
 from nearline.type.v1.task_pb2 import Task
 from nearline_client import names
+from services.kit import faults
 from services.kit.errors import Unavailable
 from services.kit.faults import OBJECT_UNREADABLE
 from services.kit.jobs import Done
@@ -168,6 +169,11 @@ def test_a_failure_names_the_place_that_could_not_be_written(home: bytes) -> Non
 # -- what the store fails to read
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_THIRD_LOOK_SECONDS", 0.0)
+
+
 def test_an_object_that_alone_cannot_be_read_comes_from_tape(home: bytes) -> None:
     catalog = Catalog(home + b"/f", (Blob.CACHE, Blob.TAPE))
     cache = Cache(0, failing={"k"})
@@ -195,6 +201,24 @@ def test_an_object_that_can_be_read_by_now_is_no_fault(home: bytes) -> None:
     catalog = Catalog(home + b"/f", (Blob.CACHE, Blob.TAPE))
     with pytest.raises(Unavailable):
         attempt(home, Back(0, failing={"k"}), catalog, number=100)
+    assert not catalog.faults
+
+
+def test_a_store_that_goes_away_meanwhile_costs_no_copy(home: bytes) -> None:
+    class Away(Cache):
+        """A store that answers nothing any more once another object was read."""
+
+        def get_range(self, key: str, start: int, length: int) -> bytes:
+            try:
+                return super().get_range(key, start, length)
+            finally:
+                if key == "other":
+                    self.failing = {"k", "other"}
+
+    catalog = Catalog(home + b"/f", (Blob.CACHE, Blob.TAPE))
+    with pytest.raises(Unavailable) as error:
+        attempt(home, Away(0, failing={"k"}), catalog, number=100)
+    assert error.value.dependency == CACHE
     assert not catalog.faults
 
 

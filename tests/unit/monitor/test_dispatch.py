@@ -77,18 +77,26 @@ def test_a_stream_looks_again_when_it_may_have_more_of_a_user() -> None:
     asyncio.run(run())
 
 
-def test_what_becomes_ready_during_a_look_is_looked_at() -> None:
+@pytest.mark.parametrize("change", ["a task is ready", "a user may have more"])
+def test_what_changes_during_a_look_is_looked_at(change: str) -> None:
     class Busy(Database):
         async def write(self, *arguments: Any) -> Taken:
             answer = await super().write(*arguments)
-            if len(self.looks) == 1:
+            if len(self.looks) > 1:
+                return answer
+            if change == "a task is ready":
                 dispatcher.hint([Task.UPLOAD])
+            else:
+                vain.clear()
+                dispatcher.stir()
             return answer
 
     async def run() -> None:
-        taking = await begun(dispatcher, LARGE, {})
+        taking = await begun(dispatcher, LARGE, vain)
+        assert taking.done()
         assert [task.task_id for task in await taking] == [7]
 
+    vain: Vain = {}
     dispatcher = Dispatcher(Busy(held_back(), one_task()))  # type: ignore[arg-type]
     dispatcher.hint([Task.UPLOAD])
     asyncio.run(run())

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from services.transfer import courtesy
-from services.transfer.courtesy import GiveWay, SmallWork, processors_are_busy
+from services.transfer.courtesy import GiveWay, Requests, SmallWork, processors_are_busy, running
 
 NEVER, ALWAYS = (lambda: False), (lambda: True)
 
@@ -92,8 +92,8 @@ def test_work_goes_on_until_the_last_of_several_ends(clock: Clock, small: SmallW
 def test_other_processes_see_it(small: SmallWork) -> None:
     fd = SmallWork.make()
     program = (
-        "import sys; from services.transfer.courtesy import SmallWork;"
-        "SmallWork(int(sys.argv[1])).going_on().__enter__()"
+        "import os, sys; from services.transfer.courtesy import SmallWork;"
+        "work = SmallWork(int(sys.argv[1])).going_on(); work.__enter__(); os._exit(0)"
     )
     here = SmallWork(fd)
     assert not here.is_going_on()
@@ -104,5 +104,23 @@ def test_other_processes_see_it(small: SmallWork) -> None:
     os.close(fd)
 
 
-def test_the_processors_are_asked() -> None:
-    assert processors_are_busy() in (True, False)
+def test_threads_that_run_are_counted() -> None:
+    assert running("0.52 0.41 0.39 3/412 20117\n") == 3
+
+
+def test_who_asks_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courtesy.os, "sched_getaffinity", lambda _: {0})
+    assert processors_are_busy()
+
+
+def test_a_large_request_of_small_tasks_is_not_small() -> None:
+    times = iter(range(100))
+    requests = Requests(lambda: next(times) * 0.4)
+    for _ in range(2):
+        assert requests.is_small("many")
+        with requests.timed("many"):
+            pass
+    assert requests.is_small("other")
+    with requests.timed("many"):
+        pass
+    assert not requests.is_small("many")
