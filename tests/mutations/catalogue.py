@@ -78,6 +78,11 @@ MUTATIONS = (
         f"{_TEST_COPIES}::test_a_bit_that_turned_over_on_tape_costs_one_file",
     ),
     Mutation(
+        "b", "an object is given up while the store reads nothing at all", "services/kit/faults.py",
+        "    if not any(can_read(cache, other) for other in others):\n", "    if False:\n",
+        "tests/service/transfer/test_download.py",
+    ),
+    Mutation(
         "c", "a tape copy that nobody confirmed is enough to evict", _REMOVAL,
         "WHERE t.file_id = l.file_id AND t.tier = {TAPE} AND b.state = {SAFE}) = 0",
         "WHERE t.file_id = l.file_id AND t.tier = {TAPE}) = 0",
