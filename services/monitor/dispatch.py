@@ -36,7 +36,7 @@ class Dispatcher:
         self._generation: Counter[int] = Counter()
         self._hinted = asyncio.Event()
         self._rotation = 0
-        self._small_waiting = 0
+        self._looking_first: Counter[int] = Counter()
         self._specs: OrderedDict[int, monitor_pb2.TransactionSpec] = OrderedDict()
 
     def hint(self, kinds: Iterable[int]) -> None:
@@ -59,19 +59,20 @@ class Dispatcher:
         ``vain`` is the stream's own; it forgets it when it may have more of some user's tasks.
         Raises leases.SupersededError when the worker has a newer stream.
         """
-        self._small_waiting += stream.small_only
+        first = frozenset(wanted()) if stream.small_only else frozenset()
+        self._looking_first.update(first)
         try:
             while True:
-                while not self._promising(wanted(), vain):
+                while not (promising := self._promising(wanted(), vain)):
                     await self._hinted.wait()
-                if self._small_waiting and not stream.small_only:
+                if not first and any(self._looking_first[kind] for kind in promising):
                     await asyncio.sleep(_AFTER_SMALL_SECONDS)
                 async with self._turn:
                     taken = await self._lease(stream, wanted(), most, vain)
                 if taken.leased:
                     return taken.leased
         finally:
-            self._small_waiting -= stream.small_only
+            self._looking_first.subtract(first)
 
     async def specs(self, leased: Iterable[Leased]) -> dict[int, monitor_pb2.TransactionSpec]:
         """The requests that tasks belong to, by number; those first met are shown as running."""
