@@ -1,6 +1,7 @@
 """Packs: many small files in one TAR blob, built in memory and written as one object."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,13 +98,23 @@ class Pack:
         self._data += paxtar.member_header(member)
         self._append(file_id, first.offset, attributes, first.digest, new=True)
 
-    def store(self, catalog: CatalogClient, cache: ObjectStore, holding_id: int) -> Placed:
-        """Write the pack as one verified object and record it; the pack is empty afterwards."""
+    def store(
+        self,
+        catalog: CatalogClient,
+        cache: ObjectStore,
+        holding_id: int,
+        check: Callable[[], None],
+    ) -> Placed:
+        """Write the pack as one verified object and record it; the pack is empty afterwards.
+
+        ``check`` raises when the work is of no more use: writing may have taken long.
+        """
         blob = catalog.allocate(holding_id, Blob.CACHE, Blob.TAR)
         crash.point("pack.allocated")
         self._data += paxtar.END
         cache.put(blob.key, self._data)
         crash.point("pack.stored")
+        check()
         checksum = zlib_ng.adler32(self._data)
         placed = record(catalog, cache, blob, self._members, len(self._data), checksum)
         crash.point("pack.recorded")

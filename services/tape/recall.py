@@ -335,7 +335,7 @@ class _Recall:
             self._ctx.check()
             self._add(group, holding_id)
         if self._pack:
-            self._pack.store(self._context.catalog, self._context.cache, holding_id)
+            self._store_pack(holding_id)
         for one in wanted:
             if one.length >= self._config.pack_threshold:
                 self._copy(one)
@@ -349,10 +349,14 @@ class _Recall:
                 self._damaged(one.file)
                 continue
             if not self._pack.fits(one.length):
-                self._pack.store(self._context.catalog, self._context.cache, holding_id)
+                self._store_pack(holding_id)
             file = one.file
             self._pack.add(file.id, file.path, file.attributes, content, new=False)
             self._moved(one.length)
+
+    def _store_pack(self, holding_id: int) -> None:
+        context = self._context
+        self._pack.store(context.catalog, context.cache, holding_id, self._ctx.check)
 
     def _read_group(self, group: Sequence[Wanted]) -> list[bytes]:
         try:
@@ -390,6 +394,7 @@ class _Recall:
                 upload.commit()
         if good:
             member = Member(file_id=file.id, length=one.length, digest=file.digest)
+            self._ctx.check()
             record(catalog, cache, blob, [member], one.length)
             return
         catalog.set_states([blob.id], Blob.REMOVED)

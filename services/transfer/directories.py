@@ -35,17 +35,20 @@ def finish_directories(context: Context, job: Job, ctx: JobContext) -> Done:
     with context.serving(job, target) as user, user.acting():
         if job.attempt > 1:
             remove_leftovers(user, target, files, ctx)
-        _join_links(user, target, [file for file in files if file.attributes.hardlink])
+        _join_links(user, ctx, target, [file for file in files if file.attributes.hardlink])
         made = [file for file in directories if _make(user, ctx, place(target, file.path), file)]
         made.sort(key=lambda file: names.decode(file.path).count(b"/"), reverse=True)
         done = sum(_finish(user, ctx, place(target, file.path), file) for file in made)
     return Done(files_done=done)
 
 
-def _join_links(user: UserFiles, target: bytes, files: Iterable[StoredFile]) -> None:
+def _join_links(
+    user: UserFiles, ctx: JobContext, target: bytes, files: Iterable[StoredFile]
+) -> None:
     """Make names of one file that were restored apart share it again, where nothing else came."""
     first: dict[Inode, tuple[bytes, Entry]] = {}
     for file in files:
+        ctx.check()
         path = place(target, file.path)
         try:
             found = user.stat(path)
@@ -68,6 +71,7 @@ def _is_restored(found: Entry, wanted: Attributes) -> bool:
 
 
 def _make(user: UserFiles, ctx: JobContext, path: bytes, file: StoredFile) -> bool:
+    ctx.check()
     try:
         user.make_dirs(path)
     except FileError as error:
@@ -77,6 +81,7 @@ def _make(user: UserFiles, ctx: JobContext, path: bytes, file: StoredFile) -> bo
 
 
 def _finish(user: UserFiles, ctx: JobContext, path: bytes, file: StoredFile) -> bool:
+    ctx.check()
     try:
         user.set_dir_metadata(path, metadata_of(file.attributes))
     except FileError as error:

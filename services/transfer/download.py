@@ -129,6 +129,7 @@ class _Download:
         """Links and files without bytes."""
         with self._user.acting():
             for file in files:
+                self._ctx.check()
                 self._write(file, b"")
 
     def _restore(self, run: Sequence[Piece]) -> None:
@@ -160,6 +161,7 @@ class _Download:
         damaged = []
         with self._user.acting():
             for piece in run:
+                self._ctx.check()  # Reading may have taken long.
                 at = piece.slice.offset - start
                 content = data[at : at + piece.slice.length]
                 if hashlib.sha256(content).digest() == piece.file.digest:
@@ -210,6 +212,7 @@ class _Download:
                     self._ctx.progress(bytes=len(data))
                 if digest.digest() != file.digest:
                     raise Damaged
+                self._ctx.check()
                 lost = new.commit(metadata_of(file.attributes))
         except FileError as error:
             record_failure(self._ctx, file.path, error, target=path)

@@ -72,7 +72,10 @@ class _Upload:
     def _store_pack(self) -> None:
         members = self._pack.members
         placed = self._pack.store(
-            self._context.catalog, self._context.cache, self._job.transaction.holding_id
+            self._context.catalog,
+            self._context.cache,
+            self._job.transaction.holding_id,
+            self._ctx.check,
         )
         self._linked.clear()
         for member in members:
@@ -135,6 +138,7 @@ class _Upload:
             attributes = _as_read(file.attributes, source)
         member = Member(file_id=file.id, length=size, digest=digest.digest(), attributes=attributes)
         crash.point("transfer.upload.before_seal")
+        self._ctx.check()
         placed = record(catalog, cache, blob, [member], size)
         crash.point("transfer.upload.after_seal")
         self._settle(member, placed, moved=True)

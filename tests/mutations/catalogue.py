@@ -149,6 +149,11 @@ MUTATIONS = (
         "tests/service/monitor/test_failing.py::test_cancel_stops_work_in_every_state",
     ),
     Mutation(
+        "g", "what was cancelled while it was read is written", _DOWNLOAD,
+        "                self._ctx.check()  # Reading may have taken long.\n", "",
+        "tests/service/transfer/test_download.py",
+    ),
+    Mutation(
         "g", "cancelled work leads to more work", _BOOK,
         "follow_ups = () if book.cancelled else body.follow_ups", "follow_ups = body.follow_ups",
         f"{_TEST_BOOK}::test_work_done_in_spite_of_a_cancel_counts_but_leads_nowhere",

@@ -117,7 +117,7 @@ class TapeStore:
             else:
                 self._put_large(put, numbers[path], attributes[path], data)
         if pack:
-            pack.store(self.client, self.cache, put.holding.id)
+            pack.store(self.client, self.cache, put.holding.id, lambda: None)
         return put, numbers
 
     def _put_large(self, put: Put, number: int, found: Any, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from nearline_client import names
 from services.kit import faults
 from services.kit.errors import Unavailable
 from services.kit.faults import OBJECT_UNREADABLE
-from services.kit.jobs import Done
+from services.kit.jobs import Done, JobCancelled
 from services.kit.objecterrors import CACHE, LENGTH, OBJECT_STORE_FAILED, OFFSET, from_code
 from services.transfer import download as downloading
 from services.transfer.credentials import Credentials
@@ -109,6 +109,7 @@ def attempt(
     failed: Failed | None = None,
     number: int = 1,
     target: bytes = b"",
+    check: Callable[[], None] = lambda: None,
 ) -> Done:
     """What becomes of attempt ``number``."""
     context = SimpleNamespace(
@@ -118,7 +119,7 @@ def attempt(
     )
     ctx = SimpleNamespace(
         files_at_stake=0,
-        check=lambda: None,
+        check=check,
         progress=lambda **_: None,
         failures=[].extend if failed is None else failed.extend,
     )
@@ -164,6 +165,24 @@ def test_a_failure_names_the_place_that_could_not_be_written(home: bytes) -> Non
     ((path, code, reason),) = failed
     assert (done, path, code) == (0, catalog.file.path, "PERMISSION_DENIED")
     assert reason.endswith(f"(EACCES): {names.encode(target)}{path}")
+
+
+@pytest.mark.parametrize("run_bytes", [downloading.RUN_BYTES, 1])
+def test_what_is_cancelled_while_it_is_read_is_not_written(
+    home: bytes, run_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object store may have kept it waiting for long."""
+    monkeypatch.setattr(downloading, "RUN_BYTES", run_bytes)
+    cache = Cache(0)
+
+    def check() -> None:
+        if cache.bad < 0:
+            raise JobCancelled("cancelled")
+
+    with pytest.raises(JobCancelled):
+        attempt(home, cache, Catalog(home + b"/f"), check=check)
+    assert cache.bad < 0
+    assert os.listdir(home) == []
 
 
 # -- what the store fails to read

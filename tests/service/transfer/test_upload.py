@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from nearline.catalog.v1 import catalog_pb2 as catalog
 from nearline.type.v1 import storage_pb2, task_pb2
 from nearline_client import names
 from services.kit import spans
-from services.kit.jobs import Done
+from services.kit.jobs import Done, JobCancelled
 from services.transfer import scan as scanning
 from services.transfer.config import PackConfig
 from services.transfer.credentials import Credentials
@@ -83,11 +83,13 @@ def home() -> Iterator[bytes]:
         yield home
 
 
-def run(handler: Any, context: Context, payload: Any) -> tuple[Done, list[tuple[str, str]]]:
+def run(
+    handler: Any, context: Context, payload: Any, check: Callable[[], None] = lambda: None
+) -> tuple[Done, list[tuple[str, str]]]:
     failures: list[tuple[str, str, str]] = []
     ctx = SimpleNamespace(
         files_at_stake=0,
-        check=lambda: None,
+        check=check,
         progress=lambda **_: None,
         failures=failures.extend,
     )
@@ -169,3 +171,19 @@ def test_a_scan_leaves_no_more_directories_than_its_result_can_hold(
     assert failures == []
     assert len(left) == 50
     assert done.files_total == 1 + 200 - 50
+
+
+def test_what_is_cancelled_while_it_is_written_is_not_recorded(home: bytes) -> None:
+    """The object store may have kept it waiting for long."""
+    context = Context(home, Catalog())
+    written: list[str] = []
+    context.cache.put = lambda key, data: written.append(key)
+
+    def check() -> None:
+        if written:
+            raise JobCancelled("cancelled")
+
+    with pytest.raises(JobCancelled):
+        run(upload, context, registered(context, write(home + b"/a", b"x")), check)
+    assert written
+    assert not context.catalog.members
