@@ -8,7 +8,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import cached_property, partial
 
@@ -312,7 +312,9 @@ class User:
             if not request.failures:
                 trees.remove(request.root)
         elif request.target and request.ending.state == "COMPLETE":
-            trees.remove(request.target)
+            # A worker that was taken for dead may be writing the same file there once more.
+            with suppress(OSError):
+                trees.remove(request.target)
 
     # -- places
 
