@@ -25,6 +25,7 @@ from deploy.local.stack import Stack
 from deploy.local.wait import wait_until
 from nearline.type.v1.transaction_pb2 import Transaction
 from nearline_client import Client, ServiceError
+from nearline_client.states import is_final
 
 BUSY, SINGLE = "alice", ("bob", "carol")
 GROUP = "cmip6"
@@ -124,7 +125,7 @@ def _measure(stack: Stack, files: int, rounds: int) -> tuple[Seconds, Seconds, P
 
 @contextmanager
 def _putting(client: Client, source: Path) -> Iterator[Callable[[], int]]:
-    """A put that moves bytes throughout the block; gives the number of files it has stored."""
+    """A put that runs throughout the block; gives the number of files it has stored."""
     put = client.put([str(source)], label="many", group=GROUP)
     wait_until(
         lambda: None if client.transaction(put.id).files_done else "nothing is stored yet",
@@ -132,7 +133,7 @@ def _putting(client: Client, source: Path) -> Iterator[Callable[[], int]]:
         _LIMIT_SECONDS,
     )
     yield lambda: client.transaction(put.id).files_done
-    if client.transaction(put.id).state != Transaction.TRANSFERRING:
+    if is_final(client.transaction(put.id).state):
         raise StackError("the large put has ended too soon; take more --files or fewer --rounds")
     client.cancel(put.id)
 
@@ -208,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench fairness", description=__doc__)
     add = parser.add_argument
     add("--files", type=int, default=1_000_000, metavar="N", help="files of the large put")
-    add("--rounds", type=int, default=30, metavar="N", help="single files of each user")
+    add("--rounds", type=int, default=60, metavar="N", help="single files of each user")
     add("--tape", default="auto", help="what tape is: auto, xrootd or directory")
     add("--dir", type=Path, help="where the stack's directory is made (default: $TMPDIR)")
     add("--out", type=Path, default=_RESULTS, help="file to write (default: bench/FAIRNESS.md)")
