@@ -68,7 +68,9 @@ def main(words: Sequence[str]) -> int:
     load = os.getloadavg()[0]
     try:
         with new_stack(arguments.dir, arguments.tape) as stack:
-            idle, busy, progress = _measure(stack, arguments.files, arguments.rounds)
+            idle, busy, progress = _measure(
+                stack, arguments.files, arguments.rounds, arguments.after
+            )
     except (StackError, ServiceError, TimeoutError) as error:
         _say(f"error: {error}")
         return 2
@@ -106,7 +108,9 @@ def ratios(idle: Seconds, busy: Seconds) -> list[float]:
     return [ratio for a, b in pairs for ratio in (b.p50 / a.p50, b.p95 / a.p95)]
 
 
-def _measure(stack: Stack, files: int, rounds: int) -> tuple[Seconds, Seconds, Progress]:
+def _measure(
+    stack: Stack, files: int, rounds: int, after: int
+) -> tuple[Seconds, Seconds, Progress]:
     _say(f"making {files:,} files")
     source = _make(stack.home(BUSY) / "many", files)
     with ExitStack() as clients:
@@ -115,7 +119,7 @@ def _measure(stack: Stack, files: int, rounds: int) -> tuple[Seconds, Seconds, P
         _run(singles, _WARM_UP)
         _say("single files on the idle system")
         idle = _run(singles, rounds)
-        with _putting(other, source) as done:
+        with _putting(other, source, after) as done:
             _say("single files beside the put")
             before, start = done(), time.monotonic()
             busy = _run(singles, rounds)
@@ -124,11 +128,14 @@ def _measure(stack: Stack, files: int, rounds: int) -> tuple[Seconds, Seconds, P
 
 
 @contextmanager
-def _putting(client: Client, source: Path) -> Iterator[Callable[[], int]]:
-    """A put that runs throughout the block; gives the number of files it has stored."""
+def _putting(client: Client, source: Path, after: int) -> Iterator[Callable[[], int]]:
+    """A put that runs throughout the block; gives the number of files it has stored.
+
+    The block begins when that is ``after``.
+    """
     put = client.put([str(source)], label="many", group=GROUP)
     wait_until(
-        lambda: None if client.transaction(put.id).files_done else "nothing is stored yet",
+        lambda: None if client.transaction(put.id).files_done >= after else "too little is stored",
         "the large put",
         _LIMIT_SECONDS,
     )
@@ -210,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--files", type=int, default=1_000_000, metavar="N", help="files of the large put")
     add("--rounds", type=int, default=60, metavar="N", help="single files of each user")
+    add("--after", type=int, default=1, metavar="N", help="begin when it has stored so many")
     add("--tape", default="auto", help="what tape is: auto, xrootd or directory")
     add("--dir", type=Path, help="where the stack's directory is made (default: $TMPDIR)")
     add("--out", type=Path, default=_RESULTS, help="file to write (default: bench/FAIRNESS.md)")
